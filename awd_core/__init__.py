@@ -1,0 +1,52 @@
+"""The core of AWD Studio: opens checkpoints, solves AWD, merges, writes, evaluates.
+
+import awd_core as awd
+base = awd.open_checkpoint("path | hub id | adapter folder")
+study = awd.collect(base, [awd.open_checkpoint(path) for path in paths])
+solved = awd.disentangle(study, granularity="row")
+awd.merge(awd.Recipe(base=..., experts=[...], coefficient=0.3), out="merged/")
+"""
+
+import os
+
+# Waiting threads sleep instead of spinning: on a machine that does anything else, or under an app
+# that evaluates while it redraws, spinning at barriers made a merge 15 times slower. Set before
+# torch loads its thread pool; a value of the user's own stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from awd_core import files
+from awd_core.checkpoints import Checkpoint, Preflight, open_checkpoint, preflight
+from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
+from awd_core.errors import AwdError, Cancelled
+from awd_core.merge import merge, merged_state, plan_merge
+from awd_core.methods import METHODS
+from awd_core.progress import Progress
+from awd_core.recipe import Recipe
+from awd_core.study import Study, collect, open_study
+from awd_core.verify import Verification, verify
+
+__all__ = [
+    "METHODS",
+    "AwdError",
+    "Cancelled",
+    "Checkpoint",
+    "Disentangled",
+    "Preflight",
+    "Progress",
+    "Recipe",
+    "Settings",
+    "Study",
+    "Verification",
+    "collect",
+    "disentangle",
+    "files",
+    "merge",
+    "merged_state",
+    "no_redundancy",
+    "open_checkpoint",
+    "open_study",
+    "plan_merge",
+    "preflight",
+    "solve",
+    "verify",
+]

@@ -1,0 +1,310 @@
+"""The command line: the same verbs as the Python interface.
+
+Exit codes: 0 done, 1 the inputs are wrong, 2 usage, 130 cancelled.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import awd_core as awd
+from awd_core import zoo
+from awd_core.checkpoints import Checkpoint
+from awd_core.disentangle import GRANULARITIES
+from awd_core.events import Watcher
+from awd_core.recipe import Recipe
+
+app = typer.Typer(
+    help="AWD Studio: see where experts interfere, disentangle them, merge, ship.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Events = Annotated[
+    Path | None, typer.Option(help="Append progress to this file as JSON lines.", hidden=True)
+]
+BaseArg = Annotated[str, typer.Argument(help="Folder, hub id, zoo:base, or `zoo` for all of it.")]
+ExpertArgs = Annotated[
+    list[str] | None, typer.Argument(help="Model or LoRA folders, hub ids, or zoo:NAME.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Pattern of tensors kept from the base; repeatable.")
+]
+
+
+@app.command("app")
+def start_app(
+    study: Annotated[
+        Path | None, typer.Argument(help="Study to open; the zoo if left out.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501,
+) -> None:
+    """Start the dashboard in the browser."""
+    from awd_core.launch import run_dashboard
+
+    raise typer.Exit(run_dashboard(study, port))
+
+
+@app.command()
+def inspect(
+    base: BaseArg,
+    experts: ExpertArgs = None,
+    exclude: Exclude = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check from headers alone whether base and experts merge, and what it will cost."""
+    opened, opened_experts = _open(base, experts)
+    report = awd.preflight(opened, opened_experts, tuple(exclude or ()))
+    rows = [vars(problem) for problem in report.problems]
+    estimate = vars(report.estimate)
+    if as_json:
+        _print_json({"ok": report.ok, "problems": rows, "estimate": estimate})
+    else:
+        _print_table("Preflight", rows, "Nothing stands in the way of a merge.")
+        out.print(
+            f"{report.estimate.parameters:,} parameters;"
+            f" {report.estimate.bytes_to_read / 1e6:,.0f} MB to read,"
+            f" {report.estimate.bytes_to_write / 1e6:,.0f} MB to write."
+        )
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def collect(
+    base: BaseArg,
+    experts: ExpertArgs = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Study folder to write.")
+    ] = None,
+    exclude: Exclude = None,
+    rows: Annotated[bool, typer.Option(help="Keep row Grams; granularity row needs them.")] = True,
+    device: Device = "auto",
+    events: Events = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read base and experts once and write the study."""
+    opened, opened_experts = _open(base, experts)
+    with Watcher(events, quiet=as_json) as watch:
+        study = awd.collect(
+            opened,
+            opened_experts,
+            output,
+            device=device,
+            rows=rows,
+            exclude=tuple(exclude or ()),
+            progress=watch.progress,
+            cancel=watch.cancelled,
+        )
+    result = {"study": str(study.path), "experts": study.experts, "tensors": len(study.tensors)}
+    _print_result(result, as_json)
+
+
+@app.command()
+def tune(
+    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    granularity: Annotated[str, typer.Option(help=" | ".join(GRANULARITIES))] = "model",
+    alpha: Annotated[float | None, typer.Option(help="Norm constraint, paper's units.")] = None,
+    alpha_relative: Annotated[
+        float | None, typer.Option(help="Norm constraint as a fraction of alpha_crit.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Step size, paper's units.")] = None,
+    lr_relative: Annotated[float | None, typer.Option(help="Step size over s^2.")] = None,
+    steps: Annotated[int, typer.Option(help="Descent steps.")] = 300,
+    penalty: Annotated[str, typer.Option(help="l2 | l2_squared | none")] = "l2",
+    coefficient: Annotated[float, typer.Option(help="lambda of every expert.")] = 0.3,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Write the merge with these settings as a recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Solve AWD on a study; no weights needed."""
+    opened = awd.open_study(study)
+    given = {
+        "granularity": granularity,
+        "alpha": alpha,
+        "alpha_relative": alpha_relative,
+        "lr": lr,
+        "lr_relative": lr_relative,
+        "steps": steps,
+        "penalty": penalty,
+    }
+    chosen = Recipe(
+        base=opened.base.source,
+        experts=[source.source for source in opened.sources],
+        coefficient=coefficient,
+        exclude=opened.exclude,
+        disentangle={name: value for name, value in given.items() if value is not None},
+    )
+    assert chosen.disentangle is not None
+    solved = awd.solve(opened, chosen.disentangle)
+    if recipe is not None:
+        awd.files.require_new(recipe)
+        recipe.write_text(chosen.to_yaml(), encoding="utf-8")
+    before, after = solved.mean_absolute_cosine
+    result: dict[str, Any] = {
+        "outcome": solved.outcome,
+        "groups": len(solved.groups.labels),
+        "mean_absolute_cosine_before": before,
+        "mean_absolute_cosine_after": after,
+        "redundant_norm": solved.redundant_norm,
+        "redundant_norm_relative": solved.relative_redundant_norm,
+    }
+    if granularity == "model":
+        shares = 1 - solved.n_experts * solved.span_coefficients[0]
+        result["alpha_critical"] = float(solved.critical_alpha[0])
+        result["weight_over_lambda"] = dict(zip(opened.experts, shares.tolist(), strict=True))
+    _print_result(result, as_json)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    device: Device = "auto",
+    events: Events = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe and write an ordinary Hugging Face folder."""
+    with Watcher(events, quiet=as_json) as watch:
+        folder = awd.merge(
+            Recipe.load(recipe),
+            output,
+            device=device,
+            progress=watch.progress,
+            cancel=watch.cancelled,
+        )
+    _print_result({"merged": str(folder)}, as_json)
+
+
+@app.command()
+def evaluate(
+    recipe_or_folder: Annotated[str, typer.Argument(help="Recipe, or a model folder.")],
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    sample: Annotated[
+        int | None, typer.Option(help="Examples per task; all when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy on the eight tasks of the zoo."""
+    from awd_core.evaluation import Encoder, evaluate, evaluate_recipe, mean_accuracy
+
+    tasks = zoo.tasks()
+    with Watcher(None, quiet=as_json) as watch:
+        path = Path(recipe_or_folder)
+        if path.is_file():
+            found = evaluate_recipe(Recipe.load(path), tasks, split, sample, cancel=watch.cancelled)
+        else:
+            folder = awd.open_checkpoint(recipe_or_folder).path
+            found = evaluate(Encoder.from_folder(folder), tasks, split, sample, watch.cancelled)
+    rows = [
+        {
+            "task": one.task,
+            "split": one.split,
+            "n": one.n,
+            "accuracy": one.accuracy,
+            "standard_error": one.standard_error,
+        }
+        for one in found
+    ]
+    if as_json:
+        _print_json({"tasks": rows, "mean_accuracy": mean_accuracy(found)})
+    else:
+        _print_table("Accuracy", rows)
+        out.print(f"mean accuracy {mean_accuracy(found):.4f}")
+
+
+@app.command()
+def verify(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A merged folder.")],
+    load: Annotated[bool, typer.Option(help="Load it with transformers.")] = True,
+    events: Events = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash, derive and load a merged folder again."""
+    with Watcher(events, quiet=as_json) as watch:
+        found = awd.verify(output, load=load, progress=watch.progress, cancel=watch.cancelled)
+    rows = [vars(check) for check in found.checks]
+    if as_json:
+        _print_json({"ok": found.ok, "checks": rows})
+    else:
+        _print_table(f"Verification of {output}", rows)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+def _open(base: str, experts: Sequence[str] | None) -> tuple[Checkpoint, list[Checkpoint]]:
+    if base == "zoo" and not experts:
+        base, experts = "zoo:base", [f"zoo:{key}" for key in zoo.TASK_KEYS]
+    return awd.open_checkpoint(base), [awd.open_checkpoint(expert) for expert in experts or ()]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+        return
+    for name, value in result.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} {number:.3f}" for key, number in value.items())
+        elif isinstance(value, tuple):
+            shown = ", ".join(value)
+        out.print(f"[bold]{name.replace('_', ' ')}[/bold]: {shown}", highlight=False)
+
+
+def _print_table(title: str, rows: Sequence[dict[str, Any]], empty: str = "") -> None:
+    if not rows:
+        out.print(empty)
+        return
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(
+            *(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values())
+        )
+    out.print(table)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise awd.Cancelled()
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    as_json = "--json" in sys.argv
+    # The app cancels a job by SIGTERM; it then cleans up as it does for Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except awd.Cancelled:
+        err.print("Cancelled; nothing half-written was left behind.")
+        sys.exit(130)
+    except awd.AwdError as error:
+        if as_json:
+            _print_json(error.as_dict())
+        err.print(
+            f"[bold red]{type(error).__name__}[/bold red] {error}", highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

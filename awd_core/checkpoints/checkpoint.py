@@ -1,0 +1,72 @@
+"""What the rest of the core knows of a checkpoint: its tensors, and how to read one by rows."""
+
+import abc
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awd_core.checkpoints.header import StoredTensor, sample_bytes
+
+
+class ExpertTensor(abc.ABC):
+    """One tensor of an expert, readable by rows, in float64."""
+
+    @abc.abstractmethod
+    def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
+        """Rows `start:stop` of tau = theta - theta_0, given those rows of theta_0 in float64."""
+
+    @abc.abstractmethod
+    def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
+        """Rows `start:stop` of theta itself, given those rows of theta_0 in float64."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(abc.ABC):
+    """Base or expert on disk, opened from headers only.
+
+    Attributes:
+        label: Short name for charts and messages.
+        source: What opens it again: an absolute path, a hub id, or `zoo:NAME`.
+        path: The folder on this machine.
+        stored: Every tensor in its files, by name, in file order.
+        config: `config.json` (or `adapter_config.json`) as it stands.
+    """
+
+    label: str
+    source: str
+    path: Path
+    stored: Mapping[str, StoredTensor]
+    config: Mapping[str, Any]
+
+    @property
+    @abc.abstractmethod
+    def kind(self) -> str:
+        """`weights` or `lora`."""
+
+    @abc.abstractmethod
+    def tensor(self, base: StoredTensor) -> ExpertTensor:
+        """The counterpart of one tensor of the base in this expert."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Weight files, each once, in order."""
+        return tuple(dict.fromkeys(tensor.file for tensor in self.stored.values()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, types and three 4 KiB samples of every tensor.
+
+        Tells checkpoints apart in milliseconds; it is not proof against a deliberate change of a
+        few weights, for which `provenance.json` records full hashes.
+        """
+        digest = hashlib.sha256()
+        for tensor in self.stored.values():
+            digest.update(f"{tensor.name}|{tensor.shape}|{tensor.dtype}\n".encode())
+            for block in sample_bytes(tensor):
+                digest.update(block)
+        return digest.hexdigest()

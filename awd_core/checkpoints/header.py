@@ -1,0 +1,228 @@
+"""The header of a safetensors file: which tensors, where, read without touching a weight.
+
+Format: 8 bytes little-endian header length, a JSON object, then the data. The header is data from
+outside, so every number in it is checked before it is used.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awd_core.errors import CheckpointError
+
+# The limit of the format's own reference reader; a longer claim is damage or an attack.
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: name, shape and the bytes it occupies.
+
+    Attributes:
+        name: Name in the state dict.
+        shape: Shape as stored; `()` for a scalar.
+        dtype: Element type as stored.
+        file: The safetensors file that holds it.
+        offset: Position of the first byte from the start of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+    offset: int
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes on disk."""
+        return self.n_elements * self.dtype.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it can be merged; integer and boolean buffers are kept from the base."""
+        return self.dtype.is_floating_point
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Shape as rows of the output axis: `(shape[0], rest)`; a vector or scalar is one row."""
+        if len(self.shape) < 2:
+            return 1, self.n_elements
+        return self.shape[0], prod(self.shape[1:])
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, in the order of the data.
+
+    Raises:
+        CheckpointError: The file is not a whole, valid safetensors file.
+    """
+    entries, data_start, file_bytes = _read_json(file)
+    tensors = [_entry(file, name, entry, data_start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
+    _check_layout(file, tensors, data_start, file_bytes)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        file_bytes = file.stat().st_size
+        with file.open("rb") as stream:
+            length_bytes = stream.read(8)
+            if len(length_bytes) < 8:
+                raise _broken(file, f"{file_bytes} bytes", "at least 8 bytes of header length")
+            (length,) = struct.unpack("<Q", length_bytes)
+            if length > min(MAX_HEADER_BYTES, file_bytes - 8):
+                received = f"a header of {length:,} bytes in a file of {file_bytes:,} bytes"
+                raise _broken(file, received, "a header that ends inside the file")
+            raw = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(
+            "A weight file cannot be read",
+            where=file,
+            received=error.strerror or error,
+            remedy="Check that the file exists and that you may read it.",
+        ) from error
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"a header that is not JSON ({error})", "a JSON object") from error
+    if not isinstance(header, dict):
+        raise _broken(file, f"a header of type {type(header).__name__}", "a JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length, file_bytes
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("the same tensor name stands in it twice")
+    return keys
+
+
+def _entry(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype = DTYPES[entry["dtype"]]
+        shape = tuple(_natural(size) for size in entry["shape"])
+        begin, end = (_natural(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(
+            file,
+            f"entry {str(entry)[:200]!r} for tensor {name!r}",
+            "dtype, shape and data_offsets of a supported type",
+        ) from error
+    tensor = StoredTensor(name, shape, dtype, file, data_start + begin)
+    if tensor.n_bytes != end - begin:
+        raise _broken(
+            file,
+            f"{end - begin:,} bytes for tensor {name!r} of shape {list(shape)}",
+            f"{tensor.n_bytes:,} bytes",
+        )
+    return tensor
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0 or value >= 2**63:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _check_layout(
+    file: Path, tensors: list[StoredTensor], data_start: int, file_bytes: int
+) -> None:
+    end = data_start
+    for tensor in tensors:
+        if tensor.offset != end:
+            problem = "overlaps another" if tensor.offset < end else "leaves a hole before it"
+            raise _broken(
+                file, f"tensor {tensor.name!r} {problem}", "tensors that follow one another"
+            )
+        end += tensor.n_bytes
+    if end != file_bytes:
+        raise CheckpointError(
+            "A weight file is truncated or has bytes after its end",
+            where=file,
+            received=f"{file_bytes:,} bytes",
+            expected=f"{end:,} bytes, as its header says",
+            remedy="Download or copy the file again.",
+        )
+
+
+def _broken(file: Path, received: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        "This is not a valid safetensors file",
+        where=file,
+        received=received,
+        expected=expected,
+        remedy="Download or copy the file again.",
+    )
+
+
+def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    """Rows `start:stop` of `tensor.matrix_shape`, as stored: shape (stop - start, columns).
+
+    Read with `pread`, not mapped: memory stays bounded by what was asked for, and a file that
+    shrinks meanwhile is an error, not a crash.
+
+    Raises:
+        CheckpointError: The file ended early or could not be read.
+    """
+    columns = tensor.matrix_shape[1]
+    row_bytes = columns * tensor.dtype.itemsize
+    buffer = bytearray((stop - start) * row_bytes)
+    if not buffer:
+        return torch.empty((stop - start, columns), dtype=tensor.dtype)
+    try:
+        with tensor.file.open("rb", buffering=0) as stream:
+            stream.seek(tensor.offset + start * row_bytes)
+            view, done = memoryview(buffer), 0
+            while done < len(buffer):
+                count = stream.readinto(view[done:])
+                if not count:
+                    raise OSError("the file ended early")
+                done += count
+    except OSError as error:
+        raise CheckpointError(
+            "A weight file cannot be read to the end",
+            where=f"{tensor.file}, tensor {tensor.name!r}",
+            received=error.strerror or error,
+            remedy="Check the disk, then download or copy the file again.",
+        ) from error
+    return torch.frombuffer(buffer, dtype=tensor.dtype).view(stop - start, columns)
+
+
+def sample_bytes(tensor: StoredTensor, block: int = 4096) -> Iterator[bytes]:
+    """First, middle and last `block` bytes of a tensor: what a quick fingerprint looks at."""
+    with tensor.file.open("rb") as stream:
+        for position in (0, (tensor.n_bytes - block) // 2, tensor.n_bytes - block):
+            stream.seek(tensor.offset + max(0, position))
+            yield stream.read(min(block, tensor.n_bytes))

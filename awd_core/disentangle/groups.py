@@ -1,0 +1,61 @@
+"""A study cut into the groups that share one redundant vector's coefficients."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from awd_core.disentangle.settings import Granularity
+from awd_core.study import Study
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one granularity.
+
+    Attributes:
+        granularity: Which one.
+        labels: A name for every group; rows of one matrix share the name of their tensor.
+        grams: (groups, K, K) float64.
+        of_tensor: For every tensor of the study, its groups: one, or one for each row.
+    """
+
+    granularity: Granularity
+    labels: tuple[str, ...]
+    grams: np.ndarray
+    of_tensor: tuple[slice, ...]
+
+
+def groups(study: Study, granularity: Granularity) -> Groups:
+    """Cut a study.
+
+    Raises:
+        StudyError: Granularity `row` on a study without rows.
+    """
+    if granularity == "row":
+        return _rows(study)
+    if granularity == "model":
+        labels, positions = ("model",), [0] * len(study.tensors)
+    elif granularity == "block":
+        labels = study.blocks
+        positions = [labels.index(tensor.block) for tensor in study.tensors]
+    else:
+        labels = tuple(tensor.name for tensor in study.tensors)
+        positions = list(range(len(labels)))
+    grams = np.zeros((len(labels), study.n_experts, study.n_experts))
+    np.add.at(grams, positions, study.grams)
+    return Groups(
+        granularity, labels, grams, tuple(slice(position, position + 1) for position in positions)
+    )
+
+
+def _rows(study: Study) -> Groups:
+    grams, labels, of_tensor, start = [], [], [], 0
+    for position, tensor in enumerate(study.tensors):
+        # A matrix that no expert touched needs one group, not one for each of its rows.
+        touched = study.grams[position].any()
+        rows = study.row_gram(tensor.name) if touched else study.grams[position][None]
+        grams.append(rows)
+        labels += [tensor.name] * len(rows)
+        of_tensor.append(slice(start, start + len(rows)))
+        start += len(rows)
+    return Groups("row", tuple(labels), np.concatenate(grams), tuple(of_tensor))

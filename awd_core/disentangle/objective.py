@@ -1,0 +1,87 @@
+r"""The equations of AWD in the Gram domain, one group at a time or a batch of them.
+
+With disentangled vectors v_k = tau_k - delta the objective is (arXiv 2411.18729, Eq. 9-11)
+
+    L_O   = 1 / (K (K-1)) sum_{i != j} |cos(v_i, v_j)|
+    L     = L_O + alpha ||delta||_2                        penalty "l2", the paper's
+    L     = L_O + alpha ||delta||_2^2                      penalty "l2_squared"
+
+Descent from delta = 0 never leaves the span of the task vectors: delta = sum_k c_k tau_k. With
+G_ij = <tau_i, tau_j> everything follows from c in R^K:
+
+    p = G c = <delta, tau_k>      q = c^T G c = ||delta||^2
+    M = G - p 1^T - 1 p^T + q     the Gram of the v_k
+    n_i = sqrt(M_ii)              C_ij = M_ij / (n_i n_j)
+    W_ij = sign(C_ij) / (n_i n_j), W_ii = 0
+    a_i = 2 / (K (K-1)) (sum_j W_ij - sum_{j != i} |C_ij| / n_i^2)
+    grad L = sum_k h_k tau_k  with  h = (sum_i a_i) c - a + r(c)
+    r(c) = alpha c / sqrt(q)  or  2 alpha c;  0 at q = 0, where the norm has a kink
+
+`h` are the span coefficients of the gradient with respect to delta. It is not dL/dc = G h: descent
+on c would be another algorithm. These functions are plain NumPy; `gram_solver` runs the same
+equations fast.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+Penalty = Literal["l2", "l2_squared", "none"]
+PENALTIES: tuple[Penalty, ...] = ("l2", "l2_squared", "none")
+
+# ||v_k|| below this fraction of ||tau_k|| is rounding of the Gram, not a direction: delta has
+# swallowed the expert. sqrt(2^-52) is where cancellation in M_kk leaves nothing.
+SWALLOWED = 1.5e-8
+
+
+def disentangled_grams(grams: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """M = G - p 1^T - 1 p^T + q, the Gram of v_k = tau_k - delta; (..., K, K)."""
+    products = np.einsum("...ij,...j->...i", grams, coefficients)
+    squares = np.einsum("...i,...i->...", products, coefficients)
+    return grams - products[..., :, None] - products[..., None, :] + squares[..., None, None]
+
+
+def cosines(grams: np.ndarray) -> np.ndarray:
+    """`C_ij = G_ij / sqrt(G_ii G_jj)`, (..., K, K); NaN for a zero vector, 1 on the diagonal."""
+    squares = np.einsum("...ii->...i", grams)
+    norms = np.sqrt(np.where(squares > 0, squares, np.nan))
+    cosine = np.clip(grams / norms[..., :, None] / norms[..., None, :], -1.0, 1.0)
+    diagonal = np.einsum("...ii->...i", cosine)
+    diagonal[...] = np.where(np.isnan(norms), np.nan, 1.0)
+    return cosine
+
+
+def mean_absolute_cosine(grams: np.ndarray) -> np.ndarray:
+    """L_O = mean of |cos| over pairs of non-zero vectors, (...,); NaN with fewer than two."""
+    off_diagonal = ~np.eye(grams.shape[-1], dtype=bool)
+    values = np.abs(cosines(grams))[..., off_diagonal]
+    count = (~np.isnan(values)).sum(-1)
+    return np.nansum(values, -1) / np.where(count, count, np.nan)
+
+
+def gradient_coefficients(gram: np.ndarray) -> np.ndarray:
+    """a at c = 0 for one group: grad L_O(0) = -sum_k a_k tau_k. Zero vectors take no part.
+
+    Args:
+        gram: (K, K) float64.
+    """
+    active = np.flatnonzero(np.diag(gram) > 0)
+    a = np.zeros(len(gram))
+    if len(active) < 2:
+        return a
+    inner = gram[np.ix_(active, active)]
+    norms = np.sqrt(np.diag(inner))
+    cosine = inner / np.outer(norms, norms)
+    np.fill_diagonal(cosine, 0.0)
+    pulls = np.sign(cosine) / np.outer(norms, norms)
+    a[active] = pulls.sum(1) - np.abs(cosine).sum(1) / norms**2
+    return a * 2 / (len(active) * (len(active) - 1))
+
+
+def critical_alpha(gram: np.ndarray) -> float:
+    """alpha_crit = ||grad L_O(0)|| = sqrt(a^T G a): at or above it delta stays 0 (penalty l2).
+
+    In the paper's units, 1 / length of a task vector.
+    """
+    a = gradient_coefficients(gram)
+    return float(np.sqrt(max(0.0, a @ gram @ a)))

@@ -1,0 +1,171 @@
+"""The result of AWD, and the few sums from which every number about it follows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from awd_core.disentangle.groups import Groups
+from awd_core.disentangle.objective import (
+    cosines,
+    critical_alpha,
+    disentangled_grams,
+    mean_absolute_cosine,
+)
+from awd_core.disentangle.settings import Settings
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Inner products of task vectors and redundant vector, for some tensors.
+
+    They add up over tensors, and every cosine, norm and projection of any linear merge of the
+    disentangled vectors is a formula in them, at every granularity of AWD.
+
+    Attributes:
+        grams: `G_ij = <tau_i, tau_j>`, (..., K, K).
+        products: `p_k = <delta, tau_k>`, (..., K).
+        squares: `q = ||delta||^2`, (...,).
+    """
+
+    grams: np.ndarray
+    products: np.ndarray
+    squares: np.ndarray
+
+    @property
+    def disentangled(self) -> np.ndarray:
+        """Gram of v_k = tau_k - delta: `G - p 1^T - 1 p^T + q`, (..., K, K)."""
+        products = self.products
+        return (
+            self.grams
+            - products[..., :, None]
+            - products[..., None, :]
+            + self.squares[..., None, None]
+        )
+
+    def merged_square(self, multipliers: np.ndarray) -> np.ndarray:
+        """`||sum_k lambda_k v_k||^2 = l^T G l - 2 L l^T p + L^2 q`, L = sum l; (...,)."""
+        total = multipliers.sum()
+        inner = np.einsum("...ij,i,j->...", self.grams, multipliers, multipliers)
+        square = inner - 2 * total * self.products @ multipliers + total**2 * self.squares
+        return np.maximum(square, 0.0)
+
+    def merged_products(self, multipliers: np.ndarray) -> np.ndarray:
+        """`<sum_i lambda_i v_i, tau_k> = (G l)_k - L p_k`, (..., K)."""
+        return self.grams @ multipliers - multipliers.sum() * self.products
+
+    def total(self) -> "Moments":
+        """The sum over the first axis."""
+        return Moments(self.grams.sum(0), self.products.sum(0), self.squares.sum(0))
+
+    def grouped(self, positions: np.ndarray, n_groups: int) -> "Moments":
+        """Sums over tensors with the same position, (n_groups, ...)."""
+
+        def add(values: np.ndarray) -> np.ndarray:
+            sums = np.zeros((n_groups, *values.shape[1:]))
+            np.add.at(sums, positions, values)
+            return sums
+
+        return Moments(add(self.grams), add(self.products), add(self.squares))
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """One redundant vector delta = sum_k c_k tau_k for each group.
+
+    Attributes:
+        settings: What was asked for.
+        groups: The groups that were solved.
+        span_coefficients: c, (groups, K) float64.
+        losses: L before every step and after the last, averaged over groups, (steps + 1,).
+        alpha: Norm constraint of every group in the paper's units, (groups,).
+        lr: Step size of every group in the paper's units, (groups,).
+        by_tensor: Moments of every tensor of the study, (tensors, ...).
+        outcome: How it ended, in a sentence.
+    """
+
+    settings: Settings
+    groups: Groups
+    span_coefficients: np.ndarray
+    losses: np.ndarray
+    alpha: np.ndarray
+    lr: np.ndarray
+    by_tensor: Moments
+    outcome: str
+
+    @property
+    def n_experts(self) -> int:
+        """K."""
+        return self.span_coefficients.shape[1]
+
+    @cached_property
+    def model(self) -> Moments:
+        """Moments of the whole model."""
+        return self.by_tensor.total()
+
+    @property
+    def cosine_before(self) -> np.ndarray:
+        """`cos(tau_i, tau_j)` over the whole model, (K, K)."""
+        return cosines(self.model.grams)
+
+    @property
+    def cosine_after(self) -> np.ndarray:
+        """`cos(v_i, v_j)` over the whole model, (K, K)."""
+        return cosines(self.model.disentangled)
+
+    @property
+    def mean_absolute_cosine(self) -> tuple[float, float]:
+        """Mean |cos| over pairs, whole model, before and after."""
+        before, after = self.model.grams, self.model.disentangled
+        return float(mean_absolute_cosine(before)), float(mean_absolute_cosine(after))
+
+    @property
+    def objective(self) -> tuple[float, float]:
+        """L_O averaged over groups, before and after: what the descent made small."""
+        before = mean_absolute_cosine(self.groups.grams)
+        after = mean_absolute_cosine(disentangled_grams(self.groups.grams, self.span_coefficients))
+        kept = ~np.isnan(before)
+        if not kept.any():
+            return 0.0, 0.0
+        return float(before[kept].mean()), float(np.nan_to_num(after[kept]).mean())
+
+    @property
+    def redundant_norm(self) -> float:
+        """`||delta||` over the whole model, in units of the weights."""
+        return float(np.sqrt(max(0.0, self.model.squares)))
+
+    @property
+    def relative_redundant_norm(self) -> float:
+        """`||delta|| / mean_k ||tau_k||` over the whole model."""
+        scale = np.sqrt(np.diag(self.model.grams)).mean()
+        return self.redundant_norm / scale if scale else 0.0
+
+    @cached_property
+    def critical_alpha(self) -> np.ndarray:
+        """alpha_crit of every group, (groups,): at or above it delta stays 0 (penalty l2)."""
+        return np.array([critical_alpha(gram) for gram in self.groups.grams])
+
+    def coefficients_of(self, position: int) -> np.ndarray:
+        """c for one tensor of the study: (1, K), or (rows, K) at granularity `row`."""
+        return self.span_coefficients[self.groups.of_tensor[position]]
+
+
+def moments(groups: Groups, coefficients: np.ndarray, tensor_grams: np.ndarray) -> Moments:
+    """Moments of every tensor for given coefficients.
+
+    Args:
+        groups: The groups.
+        coefficients: c, (groups, K).
+        tensor_grams: Grams of the tensors, (tensors, K, K).
+    """
+    if groups.granularity != "row":
+        of_tensor = np.array([entry.start for entry in groups.of_tensor], dtype=np.int64)
+        c = coefficients[of_tensor]
+        products = np.einsum("tij,tj->ti", tensor_grams, c)
+        return Moments(tensor_grams, products, np.einsum("ti,ti->t", products, c))
+    row_products = np.einsum("rij,rj->ri", groups.grams, coefficients)
+    row_squares = np.einsum("ri,ri->r", row_products, coefficients)
+    starts = np.array([entry.start for entry in groups.of_tensor], dtype=np.int64)
+    return Moments(
+        tensor_grams, np.add.reduceat(row_products, starts), np.add.reduceat(row_squares, starts)
+    )

@@ -1,0 +1,258 @@
+"""Run a recipe: the main path. A plan is made as a value, then streamed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from awd_core import files
+from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
+from awd_core.checkpoints.header import read_rows
+from awd_core.disentangle import Disentangled, solve
+from awd_core.errors import OutputError
+from awd_core.method import LinearMethod, MergeMethod, Vectors
+from awd_core.progress import CancelFn, ProgressFn, Reporter
+from awd_core.recipe import Recipe
+from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
+from awd_core.study import Study, collect, matching, study_digest, with_distinct_labels
+from awd_core.writer import write_model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a merge will do, before it does anything.
+
+    Attributes:
+        recipe: What was asked for.
+        base: The base, opened.
+        experts: The experts, opened, in order.
+        method: The method with its knobs.
+        coefficients: lambda_k, (K,).
+        tensors: Every tensor of the base, in file order; all are written.
+        excluded: Names that stay as they are in the base.
+        redundant: c for every merged tensor, (1, K) or (rows, K); None without AWD.
+        disentangled: The AWD solution behind `redundant`.
+        device: Where the arithmetic runs.
+    """
+
+    recipe: Recipe
+    base: Checkpoint
+    experts: tuple[Checkpoint, ...]
+    method: MergeMethod
+    coefficients: np.ndarray
+    tensors: tuple[StoredTensor, ...]
+    excluded: frozenset[str]
+    redundant: dict[str, np.ndarray] | None
+    disentangled: Disentangled | None
+    device: torch.device
+
+    @property
+    def merged(self) -> tuple[StoredTensor, ...]:
+        """The tensors that are merged; the others are copied from the base."""
+        return tuple(
+            tensor
+            for tensor in self.tensors
+            if tensor.is_float and tensor.name not in self.excluded
+        )
+
+    @property
+    def sole_expert(self) -> int | None:
+        """The one expert that the result is, when all multipliers but one are 0 and that is 1.
+
+        Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
+        bit where theta_k is more than 2^29 times smaller than theta_0.
+        """
+        if self.redundant is not None or not isinstance(self.method, LinearMethod):
+            return None
+        multipliers = self.method.multipliers(self.coefficients)
+        index = int(np.argmax(multipliers))
+        alone = multipliers[index] == 1.0 and np.count_nonzero(multipliers) == 1
+        return index if alone else None
+
+    def out_dtype(self, tensor: StoredTensor) -> torch.dtype:
+        """Type that a tensor is written in."""
+        if self.recipe.dtype == "base" or not tensor.is_float:
+            return tensor.dtype
+        return getattr(torch, self.recipe.dtype)
+
+
+def merge(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    study: Study | None = None,
+    device: str = "auto",
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+) -> Path:
+    """Merge and write an ordinary Hugging Face folder, whole or not at all.
+
+    Args:
+        recipe: What to merge.
+        out: Folder that does not exist yet.
+        study: The study of the same base and experts, when it is at hand; AWD needs one and
+            collects it otherwise.
+        device: `auto`, `cpu` or `cuda`.
+        progress: Called after each tensor.
+        cancel: Polled after each tensor.
+
+    Returns:
+        `out`.
+
+    Raises:
+        AwdError: Each kind says where, what and what to do; nothing is left at `out`.
+    """
+    out = Path(out).expanduser().absolute()
+    files.require_new(out)
+    plan = plan_merge(recipe, study=study, device=device, progress=progress, cancel=cancel)
+    _refuse_own_inputs(plan, out)
+    n_bytes = sum(tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in plan.tensors)
+    files.require_space(out, n_bytes)
+    report = Reporter("Merging", n_bytes, progress, cancel)
+    with files.whole_folder(out) as folder:
+        write_model(folder, plan, _reported(merged_tensors(plan), report))
+    return out
+
+
+def plan_merge(
+    recipe: Recipe,
+    *,
+    study: Study | None = None,
+    device: str = "auto",
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+    checkpoints: tuple[Checkpoint, Sequence[Checkpoint]] | None = None,
+) -> Plan:
+    """Open everything, check it, and solve AWD where the recipe asks for it.
+
+    Args:
+        recipe: What to merge.
+        study: A study of the same inputs, if at hand.
+        device: Where the arithmetic will run.
+        progress: For the pass, where AWD needs one that was never made.
+        cancel: For the same.
+        checkpoints: Base and experts, when the caller has opened them already.
+
+    Raises:
+        AwdError: The recipe cannot be merged.
+    """
+    if checkpoints is None:
+        checkpoints = open_checkpoint(recipe.base), [open_checkpoint(e) for e in recipe.experts]
+    base, experts = checkpoints[0], with_distinct_labels(checkpoints[1])
+    excluded = _excluded(tuple(base.stored), recipe)
+    preflight(base, experts, tuple(excluded)).require_ok()
+    plan = Plan(
+        recipe=recipe,
+        base=base,
+        experts=experts,
+        method=recipe.build_method(),
+        coefficients=recipe.lambdas(),
+        tensors=tuple(base.stored.values()),
+        excluded=excluded,
+        redundant=None,
+        disentangled=None,
+        device=resolve_device(device),
+    )
+    if recipe.disentangle is None:
+        return plan
+    left_out = tuple(name for name in base.stored if name in excluded)
+    digest = study_digest(base, experts, left_out)
+    if study is None or study.digest != digest:
+        study = collect(
+            base, experts, exclude=left_out, device=device, progress=progress, cancel=cancel
+        )
+    disentangled = solve(study, recipe.disentangle)
+    redundant = {
+        tensor.name: disentangled.coefficients_of(position)
+        for position, tensor in enumerate(study.tensors)
+    }
+    return replace(plan, redundant=redundant, disentangled=disentangled)
+
+
+def merged_tensors(plan: Plan) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
+    """Every tensor of the result in file order, as blocks of whole rows in their final type."""
+    prepared = None if plan.sole_expert is not None else plan.method.prepare(_vectors(plan))
+    merged = {tensor.name for tensor in plan.merged}
+    for tensor in plan.tensors:
+        if tensor.name in merged:
+            blocks = _merged_blocks(plan, tensor, prepared)
+        else:
+            blocks = (read_rows(tensor, start, stop) for start, stop in row_blocks(tensor))
+        dtype = plan.out_dtype(tensor)
+        yield tensor, (block.to(dtype).cpu() for block in blocks)
+
+
+def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:
+    """The result in memory, tensor by name: what the written folder would load as."""
+    report = Reporter("Merging", len(plan.tensors), cancel=cancel)
+    state = {}
+    for tensor, blocks in merged_tensors(plan):
+        rows = list(blocks)
+        empty = torch.empty(0, dtype=plan.out_dtype(tensor))
+        state[tensor.name] = (torch.cat(rows) if rows else empty).reshape(tensor.shape)
+        report.advance(1, tensor.name)
+    return state
+
+
+def _merged_blocks(plan: Plan, tensor: StoredTensor, prepared: Any) -> Iterator[torch.Tensor]:
+    if plan.sole_expert is not None:
+        counterpart = plan.experts[plan.sole_expert].tensor(tensor)
+        for start, stop in row_blocks(tensor):
+            base = read_base(tensor, start, stop, plan.device)
+            yield counterpart.weights(start, stop, base)
+        return
+    for chunk in chunks(tensor, plan.experts, plan.device):
+        vectors = _disentangled(plan, chunk)
+        yield chunk.base + plan.method.combine(prepared, vectors, plan.coefficients)
+
+
+def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
+    """v_k = tau_k - sum_j c_j tau_j on one chunk; tau_k itself without AWD."""
+    if plan.redundant is None:
+        return chunk.task_vectors
+    c = plan.redundant[chunk.tensor.name]
+    rows = c[chunk.start : chunk.stop] if len(c) > 1 else c
+    coefficients = torch.from_numpy(rows.T.copy()).to(chunk.base.device)[:, :, None]
+    return chunk.task_vectors - (coefficients * chunk.task_vectors).sum(0)
+
+
+def _vectors(plan: Plan) -> Vectors:
+    def sweep() -> Iterator[torch.Tensor]:
+        for tensor in plan.merged:
+            for chunk in chunks(tensor, plan.experts, plan.device):
+                yield _disentangled(plan, chunk)
+
+    return Vectors(len(plan.experts), sum(tensor.n_elements for tensor in plan.merged), sweep)
+
+
+def _excluded(names: tuple[str, ...], recipe: Recipe) -> frozenset[str]:
+    included = matching(names, recipe.include) if recipe.include else frozenset(names)
+    return matching(names, recipe.exclude) | (frozenset(names) - included)
+
+
+def _refuse_own_inputs(plan: Plan, out: Path) -> None:
+    for source in (plan.base, *plan.experts):
+        folder = source.path.absolute()
+        if out == folder or folder in out.parents:
+            raise OutputError(
+                "The output lies inside one of the inputs",
+                where=out,
+                received=f"inside {source.label!r}",
+                expected="a folder of its own",
+                remedy="Choose another output folder.",
+            )
+
+
+def _reported(
+    tensors: Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]], report: Reporter
+) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
+    def counted(name: str, blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for block in blocks:
+            yield block
+            report.advance(block.nbytes, name)
+
+    for tensor, blocks in tensors:
+        yield tensor, counted(tensor.name, blocks)

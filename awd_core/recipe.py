@@ -1,0 +1,136 @@
+"""A recipe: everything that decides a merge, as data, and its YAML."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from awd_core.disentangle import Settings
+from awd_core.errors import RecipeError
+from awd_core.method import MergeMethod, build
+from awd_core.methods import method as find_method
+from awd_core.validation import as_recipe_error
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Recipe(BaseModel):
+    """Base, experts, method and every number.
+
+    Attributes:
+        base: Folder or hub id.
+        experts: Folders or hub ids, in order.
+        method: A key of METHODS.
+        coefficient: One lambda for all experts; the method's own when left out.
+        coefficients: One lambda for each expert instead.
+        disentangle: AWD in front of the method; none when left out.
+        knobs: The method's own settings.
+        include: Patterns of tensors to merge; all when left out. The rest stays as in the base.
+        exclude: Patterns of tensors that stay as they are in the base.
+        dtype: Type of the merged floating-point tensors; `base` keeps each as it is.
+        seed: For methods that draw at random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    experts: tuple[str, ...] = Field(min_length=1)
+    method: str = "task_arithmetic"
+    coefficient: Finite | None = None
+    coefficients: tuple[Finite, ...] | None = None
+    disentangle: Settings | None = None
+    knobs: dict[str, float | str] = Field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
+    seed: int = 0
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise as_recipe_error(error, Recipe, "recipe") from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        chosen = self.build_method()
+        given = self.coefficient is not None or self.coefficients is not None
+        if given and not chosen.takes_coefficients:
+            raise ValueError(f"method {self.method!r} takes no coefficient; leave it out")
+        if self.coefficient is not None and self.coefficients is not None:
+            raise ValueError("give either coefficient or coefficients, not both")
+        if self.coefficients is not None and len(self.coefficients) != len(self.experts):
+            raise ValueError(
+                f"{len(self.coefficients)} coefficients for {len(self.experts)} experts"
+            )
+        return self
+
+    def build_method(self) -> MergeMethod:
+        """The method with this recipe's knobs."""
+        return build(find_method(self.method), dict(self.knobs))
+
+    def lambdas(self) -> np.ndarray:
+        """lambda_k for every expert, (K,) float64."""
+        if self.coefficients is not None:
+            return np.array(self.coefficients, dtype=np.float64)
+        default = find_method(self.method).default_coefficient
+        value = default if self.coefficient is None else self.coefficient
+        return np.full(len(self.experts), value, dtype=np.float64)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fields: equal recipes have equal digests."""
+        return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
+
+    def _fields(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML: what was chosen, defaults left out."""
+        fields = {"method": self.method, **self._fields()}
+        order = [name for name in type(self).model_fields if name in fields]
+        return yaml.safe_dump({name: fields[name] for name in order}, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> "Recipe":
+        """Read a recipe.
+
+        Raises:
+            RecipeError: Not YAML, an unknown field (with the nearest known), or a bad value.
+        """
+        try:
+            fields = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(
+                "The recipe is not YAML", where=where, received=str(error).replace("\n", " ")
+            ) from error
+        if not isinstance(fields, dict):
+            raise RecipeError(
+                "The recipe is not a list of fields",
+                where=where,
+                received=type(fields).__name__,
+                expected="base, experts, method, ...",
+            )
+        return cls(**{str(name): value for name, value in fields.items()})
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Recipe":
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: The file cannot be read or holds no recipe.
+        """
+        try:
+            text = Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                "The recipe cannot be read",
+                where=file,
+                received=error,
+                remedy="Point at a YAML file with base, experts and method.",
+            ) from error
+        return cls.from_yaml(text, str(file))

@@ -1,0 +1,403 @@
+"""The one pass over the weights, and what it leaves on disk: the study.
+
+From a study every cosine, norm, AWD solution and measure of a linear merge is exact, and the
+weights need not be there any more.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from awd_core import files, layout
+from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
+from awd_core.errors import RecipeError, StudyError
+from awd_core.gram import pack, row_grams, unpack
+from awd_core.progress import CancelFn, ProgressFn, Reporter
+from awd_core.signs import DENSITIES, SignCounts, sign_counts
+from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
+
+SCHEMA = 1
+STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A base or expert as the study remembers it."""
+
+    label: str
+    source: str
+    path: str
+    kind: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the study.
+
+    Attributes:
+        name: Name in the state dict.
+        shape: Its shape.
+        dtype: Type as stored in the base, for instance `float32`.
+        block: `block 3`, `embedding`, `head` or `other`.
+        kind: `attention.q`, `mlp.up`, `norm`, ...
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    block: str
+    kind: str
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has output rows of its own; a vector or a scalar is one row."""
+        return len(self.shape) >= 2
+
+
+@dataclass(frozen=True)
+class Study:
+    """Statistics of base and experts.
+
+    Attributes:
+        path: The folder; None for a study that was not written.
+        base: Where the base was.
+        sources: Where the experts were, in order.
+        tensors: Every merged tensor, in file order.
+        exclude: Patterns of tensors that were left out.
+        grams: `G_l[i, j] = <tau_i, tau_j>`, (tensors, K, K) float64.
+        base_squared_norms: `||theta_0||^2`, (tensors,) float64.
+        signs: Sign Grams, each (tensors, densities, K, K) int64.
+        digest: SHA-256 of everything that decides the numbers.
+    """
+
+    path: Path | None
+    base: SourceInfo
+    sources: tuple[SourceInfo, ...]
+    tensors: tuple[TensorInfo, ...]
+    exclude: tuple[str, ...]
+    grams: np.ndarray
+    base_squared_norms: np.ndarray
+    signs: SignCounts
+    digest: str
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Labels of the experts, in order."""
+        return tuple(source.label for source in self.sources)
+
+    @property
+    def n_experts(self) -> int:
+        """K."""
+        return len(self.sources)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of every tensor."""
+        return {tensor.name: position for position, tensor in enumerate(self.tensors)}
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """Every block once, in file order."""
+        return tuple(dict.fromkeys(tensor.block for tensor in self.tensors))
+
+    def gram(self, name: str) -> np.ndarray:
+        """`G[i, j] = <tau_i, tau_j>` of one tensor, (K, K) float64.
+
+        Raises:
+            StudyError: No tensor of this name.
+        """
+        return self.grams[self._position(name)]
+
+    def row_gram(self, name: str) -> np.ndarray:
+        """The Gram of every output row of one tensor, (rows, K, K) float64; a vector is one row.
+
+        Raises:
+            StudyError: No tensor of this name, or a study without rows.
+        """
+        position = self._position(name)
+        if not self.tensors[position].is_matrix:
+            return self.grams[position][None]
+        if name not in self._rows:
+            if not self.grams[position].any():
+                return np.zeros((self.tensors[position].shape[0], self.n_experts, self.n_experts))
+            raise StudyError(
+                "This study holds no row Grams",
+                where=self.path,
+                remedy="Collect it again with rows, or use granularity model, block or tensor.",
+            )
+        return unpack(self._rows[name])
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        file = self.path / ROW_GRAM if self.path else None
+        return load_file(file) if file and file.exists() else {}
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether granularity `row` can be solved from this study."""
+        return self.path is not None and (self.path / ROW_GRAM).exists()
+
+    def _position(self, name: str) -> int:
+        from awd_core.errors import nearest
+
+        if name not in self.index:
+            known = tuple(self.index)
+            raise StudyError(
+                "No tensor of this name in the study",
+                where=self.path,
+                received=name,
+                remedy=nearest(name, known[:400]),
+            )
+        return self.index[name]
+
+
+def collect(
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    out: str | Path | None = None,
+    *,
+    device: str = "auto",
+    rows: bool = True,
+    exclude: Sequence[str] = (),
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Study:
+    """Read base and experts once and write the study.
+
+    Never done twice: a study of the same inputs at `out` is opened instead.
+
+    Args:
+        base: The base.
+        experts: Its experts, in the order they shall have everywhere.
+        out: Study folder; by default one under AWD Studio's own folder, named by content.
+        device: `auto`, `cpu` or `cuda`.
+        rows: Whether to keep the Gram of every output row, which granularity `row` needs:
+            4 K (K + 1) bytes a row.
+        exclude: Patterns (`*.bias`) of tensors that stay as they are in the base.
+        progress: Called after each tensor.
+        cancel: Polled after each tensor.
+        chunk_elements: Elements held at once; changes memory, never a result.
+
+    Returns:
+        The study, opened from disk.
+
+    Raises:
+        MismatchError: Base and experts do not match.
+        OutputError: `out` holds something else, or there is no space.
+        Cancelled: `cancel` returned True; nothing is left behind.
+    """
+    experts = with_distinct_labels(experts)
+    excluded = matching(tuple(base.stored), exclude)
+    preflight(base, experts, tuple(excluded)).require_ok()
+    digest = study_digest(base, experts, exclude, rows)
+    out = files.home() / "studies" / digest[:16] if out is None else Path(out)
+    if (out / MARKER).exists():
+        study = open_study(out)
+        if study.digest == digest:
+            return study
+    tensors = [
+        tensor for tensor in base.stored.values() if tensor.is_float and tensor.name not in excluded
+    ]
+    with files.whole_folder(out) as folder:
+        arrays, row_arrays = _statistics(
+            tensors, experts, resolve_device(device), chunk_elements, progress, cancel
+        )
+        save_file(arrays, folder / GRAM)
+        if rows:
+            save_file(row_arrays, folder / ROW_GRAM)
+        description = _describe(base, experts, tensors, exclude, digest)
+        (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        (folder / MARKER).write_text(digest, encoding="utf-8")
+    return open_study(out)
+
+
+def _statistics(
+    tensors: Sequence[StoredTensor],
+    experts: Sequence[Checkpoint],
+    device: torch.device,
+    chunk_elements: int,
+    progress: ProgressFn | None,
+    cancel: CancelFn | None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    n_experts = len(experts)
+    total = sum(tensor.n_bytes for tensor in tensors)
+    report = Reporter("Reading task vectors", total, progress, cancel)
+    grams = np.zeros((len(tensors), n_experts, n_experts))
+    base_squares = np.zeros(len(tensors))
+    agreement = np.zeros((len(tensors), len(DENSITIES), n_experts, n_experts), dtype=np.int64)
+    overlap = np.zeros_like(agreement)
+    rows: dict[str, np.ndarray] = {}
+    for position, tensor in enumerate(tensors):
+        if tensor.n_elements:
+            grams_of_rows, base_squares[position] = row_grams(
+                chunks(tensor, experts, device, chunk_elements)
+            )
+            grams[position] = grams_of_rows.sum(0)
+            if grams[position].any():
+                signs = sign_counts(
+                    lambda tensor=tensor: chunks(tensor, experts, device, chunk_elements), n_experts
+                )
+                agreement[position], overlap[position] = signs.agreement, signs.overlap
+                if len(tensor.shape) >= 2:
+                    rows[tensor.name] = pack(grams_of_rows)
+        report.advance(tensor.n_bytes, tensor.name)
+    arrays = {
+        "gram": grams,
+        "base_squared_norm": base_squares,
+        "sign_agreement": agreement,
+        "sign_overlap": overlap,
+    }
+    return arrays, rows
+
+
+def open_study(path: str | Path) -> Study:
+    """Open a study folder; the weights need not exist.
+
+    Raises:
+        StudyError: Not a study, an unfinished one, or one of a newer version.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / MARKER).exists():
+        raise StudyError(
+            "This is not a complete study",
+            where=folder,
+            received="no such folder" if not folder.exists() else f"no file named {MARKER!r}",
+            expected="a folder that `awd collect` wrote",
+            remedy="Run `awd collect BASE EXPERT... -o STUDY`.",
+        )
+    try:
+        description = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        if description["schema"] != SCHEMA:
+            raise StudyError(
+                "This study was written by another version",
+                where=folder,
+                received=f"schema {description['schema']}",
+                expected=f"schema {SCHEMA}",
+                remedy="Collect it again.",
+            )
+        arrays = load_file(folder / GRAM)
+        return Study(
+            path=folder,
+            base=SourceInfo(**description["base"]),
+            sources=tuple(SourceInfo(**source) for source in description["experts"]),
+            tensors=tuple(_tensor_info(entry) for entry in description["tensors"]),
+            exclude=tuple(description["exclude"]),
+            grams=arrays["gram"],
+            base_squared_norms=arrays["base_squared_norm"],
+            signs=SignCounts(arrays["sign_agreement"], arrays["sign_overlap"]),
+            digest=description["digest"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            "This study is damaged",
+            where=folder,
+            received=f"{type(error).__name__}: {error}",
+            remedy="Collect it again.",
+        ) from error
+
+
+def study_digest(
+    base: Checkpoint, experts: Sequence[Checkpoint], exclude: Sequence[str], rows: bool = True
+) -> str:
+    """SHA-256 of what decides a study: fingerprints, labels, filters, levels and schema."""
+    parts = {
+        "schema": SCHEMA,
+        "base": base.fingerprint,
+        "experts": [(expert.label, expert.fingerprint) for expert in experts],
+        "exclude": list(exclude),
+        "rows": rows,
+        "densities": DENSITIES,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    """Names that match any pattern, shell style.
+
+    Raises:
+        RecipeError: A pattern matches nothing, so that a slip of the pen is not silent.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise RecipeError(
+                "A pattern under `exclude` matches no tensor",
+                where="exclude",
+                received=pattern,
+                expected=f"a pattern such as {names[0]!r} or '*.bias'" if names else None,
+                remedy="Correct or remove it.",
+            )
+        found |= hits
+    return frozenset(found)
+
+
+def with_distinct_labels(experts: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+    """The experts, with `-2`, `-3` added to labels that stand twice."""
+    from dataclasses import replace
+
+    seen: dict[str, int] = {}
+    renamed = []
+    for expert in experts:
+        seen[expert.label] = count = seen.get(expert.label, 0) + 1
+        renamed.append(expert if count == 1 else replace(expert, label=f"{expert.label}-{count}"))
+    return tuple(renamed)
+
+
+def _describe(
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    tensors: Sequence[StoredTensor],
+    exclude: Sequence[str],
+    digest: str,
+) -> dict[str, Any]:
+    names = [tensor.name for tensor in tensors]
+    infos = [
+        TensorInfo(
+            tensor.name,
+            tensor.shape,
+            str(tensor.dtype).removeprefix("torch."),
+            block,
+            layout.place(tensor.name).kind,
+        )
+        for tensor, block in zip(tensors, layout.blocks(names), strict=True)
+    ]
+    return {
+        "schema": SCHEMA,
+        "digest": digest,
+        "base": asdict(_source(base)),
+        "experts": [asdict(_source(expert)) for expert in experts],
+        "exclude": list(exclude),
+        "tensors": [asdict(info) for info in infos],
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _source(checkpoint: Checkpoint) -> SourceInfo:
+    return SourceInfo(
+        checkpoint.label,
+        checkpoint.source,
+        str(checkpoint.path.absolute()),
+        checkpoint.kind,
+        checkpoint.fingerprint,
+    )
+
+
+def _tensor_info(entry: dict[str, Any]) -> TensorInfo:
+    return TensorInfo(**{**entry, "shape": tuple(entry["shape"])})

@@ -1,0 +1,188 @@
+"""Checks a merged folder: is it whole, is it what its recipe gives, does transformers load it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awd_core import files
+from awd_core.checkpoints.header import StoredTensor, read_rows
+from awd_core.checkpoints.weights import open_weights
+from awd_core.errors import AwdError, OutputError
+from awd_core.merge import Plan, merged_tensors, plan_merge
+from awd_core.progress import CancelFn, ProgressFn, Reporter
+from awd_core.recipe import Recipe
+from awd_core.writer import PROVENANCE, RECIPE
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: What.
+        ok: Whether it holds; None when it could not be checked here.
+        detail: What was found, in a sentence.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of one folder."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+
+def verify(
+    folder: str | Path,
+    *,
+    load: bool = True,
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+) -> Verification:
+    """Hash every file again, derive every tensor again from the recipe, load with transformers.
+
+    Args:
+        folder: A folder that `merge` wrote.
+        load: Whether to load it with transformers.
+        progress: Called after each step.
+        cancel: Polled after each step.
+
+    Returns:
+        What was checked and found. A check whose inputs are gone is reported as not possible.
+
+    Raises:
+        OutputError: `folder` is not a merged folder at all.
+    """
+    folder = Path(folder).expanduser()
+    provenance = _provenance(folder)
+    report = Reporter("Verifying", 3, progress, cancel)
+    checks = [_hashes(folder, provenance)]
+    report.advance(1, "hashes")
+    checks += [_inputs(provenance), _derive(folder, provenance["device"], cancel)]
+    report.advance(1, "tensors")
+    if load:
+        checks.append(_attempt("transformers loads it", lambda: _load(folder)))
+    report.advance(1, "loading")
+    return Verification(folder, tuple(checks))
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        return {key: provenance[key] for key in ("inputs", "outputs", "device")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            "This is not a folder that `awd merge` wrote",
+            where=folder,
+            received=f"no readable {PROVENANCE}",
+            remedy="Point at the OUT folder of `awd merge RECIPE OUT`.",
+        ) from error
+
+
+def _attempt(name: str, run: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, run())
+    except AwdError as error:
+        return Check(name, False, str(error))
+
+
+def _hashes(folder: Path, provenance: dict[str, Any]) -> Check:
+    wrong = [
+        name
+        for name, expected in provenance["outputs"].items()
+        if not (folder / name).is_file() or files.sha256(folder / name) != expected
+    ]
+    found = f"{len(provenance['outputs'])} files have the SHA-256 they were written with"
+    detail = f"changed or missing: {', '.join(wrong)}" if wrong else found
+    return Check("files are as written", not wrong, detail)
+
+
+def _inputs(provenance: dict[str, Any]) -> Check:
+    name = "inputs are as they were"
+    changed, missing, same = [], [], 0
+    for source in provenance["inputs"]:
+        for file_name, expected in source["sha256"].items():
+            file = Path(source["path"]) / file_name
+            if not file.is_file():
+                missing.append(f"{source['label']}/{file_name}")
+            elif files.sha256(file) != expected:
+                changed.append(f"{source['label']}/{file_name}")
+            else:
+                same += 1
+    if changed:
+        return Check(name, False, f"changed since the merge: {', '.join(changed)}")
+    if missing:
+        return Check(name, None, f"not here, so not checked: {', '.join(missing)}")
+    return Check(name, True, f"{same} files have the SHA-256 they had")
+
+
+def _derive(folder: Path, device: str, cancel: CancelFn | None) -> Check:
+    name = "tensors follow from the recipe"
+    recipe = Recipe.load(folder / RECIPE)
+    gone = [source for source in (recipe.base, *recipe.experts) if _is_gone(source)]
+    if gone:
+        return Check(name, None, f"inputs are not here: {', '.join(gone)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        device = "cpu"
+    return _attempt(
+        name, lambda: _compare(folder, plan_merge(recipe, device=device, cancel=cancel), cancel)
+    )
+
+
+def _is_gone(source: str) -> bool:
+    path = Path(source).expanduser()
+    return not path.exists() and (path.is_absolute() or source.startswith("."))
+
+
+def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
+    written = open_weights(folder, folder.name, str(folder)).stored
+    report = Reporter("Deriving", len(plan.tensors), cancel=cancel)
+    for tensor, blocks in merged_tensors(plan):
+        rows = list(blocks)
+        if rows and not _equal(written.get(tensor.name), torch.cat(rows)):
+            raise OutputError(
+                "A tensor differs from what the recipe gives",
+                where=f"tensor {tensor.name!r} of {folder}",
+                remedy="Merge again; the folder or an input was changed.",
+            )
+        report.advance(1, tensor.name)
+    return f"all {len(plan.tensors)} tensors derived again, bit for bit"
+
+
+def _equal(stored: StoredTensor | None, derived: torch.Tensor) -> bool:
+    if stored is None or stored.matrix_shape != tuple(derived.shape):
+        return False
+    found = read_rows(stored, 0, derived.shape[0])
+    return found.dtype == derived.dtype and torch.equal(
+        found.view(torch.uint8), derived.contiguous().view(torch.uint8)
+    )
+
+
+def _load(folder: Path) -> str:
+    from transformers import AutoModel
+
+    try:
+        model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # whatever transformers raises means: it does not load
+        raise OutputError(
+            "transformers cannot load the folder", where=folder, received=error
+        ) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(map(str, info["missing_keys"])))
+        raise OutputError("transformers misses weights", where=folder, received=missing)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{type(model).__name__}, {n_parameters:,} parameters"
