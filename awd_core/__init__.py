@@ -19,7 +19,7 @@ from awd_core.checkpoints import Checkpoint, Preflight, open_checkpoint, preflig
 from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
 from awd_core.errors import AwdError, Cancelled
 from awd_core.merge import merge, merged_state, plan_merge
-from awd_core.methods import METHODS
+from awd_core.methods import METHODS, find_method
 from awd_core.progress import Progress
 from awd_core.recipe import Recipe
 from awd_core.study import Study, collect, open_study
@@ -40,6 +40,7 @@ __all__ = [
     "collect",
     "disentangle",
     "files",
+    "find_method",
     "merge",
     "merged_state",
     "no_redundancy",

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from awd_core.stream import Chunk
+from awd_core.checkpoints import StoredTensor
+from awd_core.stream import Chunk, read_base, row_blocks
+
+# Columns whose products are summed in one go. Longer matrix products are shared out to threads, and
+# one product by itself otherwise than one of many; short ones give the same bits however the rows
+# were cut into chunks. 16 vectors of 512 columns are short.
+SEGMENT = 512
+_SHORT_PRODUCT = 16 * 16 * SEGMENT
 
 
 def row_grams(chunks: Iterable[Chunk]) -> tuple[np.ndarray, float]:
@@ -22,14 +29,39 @@ def row_grams(chunks: Iterable[Chunk]) -> tuple[np.ndarray, float]:
     """
     grams, base_squares = [], []
     for chunk in chunks:
-        rows = chunk.task_vectors.transpose(0, 1)
-        grams.append(torch.bmm(rows, rows.transpose(1, 2)).cpu().numpy())
-        base_squares.append(chunk.base.square().sum(1).cpu().numpy())
+        grams.append(_grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy())
+        base_squares.append(_squares(chunk.base).cpu().numpy())
     stacked = np.concatenate(grams)
     # Both triangles come from the same products in another order; one of them decides.
     lower = np.tril(stacked)
     symmetric = lower + np.tril(stacked, -1).transpose(0, 2, 1)
     return symmetric, float(np.concatenate(base_squares).sum())
+
+
+def base_square(tensor: StoredTensor, device: torch.device, chunk_elements: int) -> float:
+    """`||theta_0||^2` of a tensor that no expert touches."""
+    blocks = row_blocks(tensor, chunk_elements)
+    rows = [_squares(read_base(tensor, start, stop, device)) for start, stop in blocks]
+    return float(torch.cat(rows).cpu().numpy().sum()) if rows else 0.0
+
+
+def _grams(rows: torch.Tensor) -> torch.Tensor:
+    """`sum over columns of row_i row_j`, segment by segment: (rows, K, columns) -> (rows, K, K)."""
+    n_rows, n_experts, n_columns = rows.shape
+    step = max(1, min(SEGMENT, _SHORT_PRODUCT // n_experts**2))
+    grams = torch.zeros((n_rows, n_experts, n_experts), dtype=rows.dtype, device=rows.device)
+    for start in range(0, n_columns, step):
+        segment = rows[..., start : start + step]
+        grams += torch.bmm(segment, segment.transpose(1, 2))
+    return grams
+
+
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    """The squared norm of every row, segment by segment: (rows, columns) -> (rows,)."""
+    squares = torch.zeros(rows.shape[0], dtype=rows.dtype, device=rows.device)
+    for start in range(0, rows.shape[1], SEGMENT):
+        squares += rows[:, start : start + SEGMENT].square().sum(1)
+    return squares
 
 
 def pack(grams: np.ndarray) -> np.ndarray:

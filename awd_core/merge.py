@@ -11,9 +11,9 @@ import torch
 from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
 from awd_core.checkpoints.header import read_rows
-from awd_core.disentangle import Disentangled, solve
+from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.errors import OutputError
-from awd_core.method import LinearMethod, MergeMethod, Vectors
+from awd_core.method import LinearMethod, MergeMethod, Vectors, sum_over_experts
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
@@ -35,6 +35,7 @@ class Plan:
         excluded: Names that stay as they are in the base.
         redundant: c for every merged tensor, (1, K) or (rows, K); None without AWD.
         disentangled: The AWD solution behind `redundant`.
+        dense: delta of every merged tensor, where it is no combination of task vectors.
         device: Where the arithmetic runs.
     """
 
@@ -48,12 +49,24 @@ class Plan:
     redundant: dict[str, np.ndarray] | None
     disentangled: Disentangled | None
     device: torch.device
+    dense: dict[str, torch.Tensor] | None = None
 
     @property
     def merged(self) -> tuple[StoredTensor, ...]:
-        """The tensors that are merged; the others are copied from the base."""
+        """The tensors that an expert changes; the others are copied from the base."""
         return tuple(
             tensor
+            for tensor in self.tensors
+            if tensor.is_float
+            and tensor.name not in self.excluded
+            and any(expert.touches(tensor.name) for expert in self.experts)
+        )
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of one task vector, zeros included, as methods that rank them count them."""
+        return sum(
+            tensor.n_elements
             for tensor in self.tensors
             if tensor.is_float and tensor.name not in self.excluded
         )
@@ -65,7 +78,7 @@ class Plan:
         Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
         bit where theta_k is more than 2^29 times smaller than theta_0.
         """
-        if self.redundant is not None or not isinstance(self.method, LinearMethod):
+        if self.recipe.disentangle is not None or not isinstance(self.method, LinearMethod):
             return None
         multipliers = self.method.multipliers(self.coefficients)
         index = int(np.argmax(multipliers))
@@ -158,6 +171,11 @@ def plan_merge(
     )
     if recipe.disentangle is None:
         return plan
+    if recipe.disentangle.leaves_span:
+        found = solve_dense(
+            plan.merged, experts, recipe.disentangle, device=device, progress=progress, cancel=cancel
+        )
+        return replace(plan, dense=found.redundant)
     left_out = tuple(name for name in base.stored if name in excluded)
     digest = study_digest(base, experts, left_out)
     if study is None or study.digest != digest:
@@ -206,17 +224,22 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, prepared: Any) -> Iterator[
         return
     for chunk in chunks(tensor, plan.experts, plan.device):
         vectors = _disentangled(plan, chunk)
-        yield chunk.base + plan.method.combine(prepared, vectors, plan.coefficients)
+        update = plan.method.combine(prepared, vectors, plan.coefficients)
+        # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
+        yield torch.where(update == 0, chunk.base, chunk.base + update)
 
 
 def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
     """v_k = tau_k - sum_j c_j tau_j on one chunk; tau_k itself without AWD."""
+    if plan.dense is not None:
+        delta = plan.dense[chunk.tensor.name].reshape(chunk.tensor.matrix_shape)
+        return chunk.task_vectors - delta[chunk.start : chunk.stop].to(chunk.task_vectors)
     if plan.redundant is None:
         return chunk.task_vectors
     c = plan.redundant[chunk.tensor.name]
     rows = c[chunk.start : chunk.stop] if len(c) > 1 else c
     coefficients = torch.from_numpy(rows.T.copy()).to(chunk.base.device)[:, :, None]
-    return chunk.task_vectors - (coefficients * chunk.task_vectors).sum(0)
+    return chunk.task_vectors - sum_over_experts(coefficients * chunk.task_vectors)
 
 
 def _vectors(plan: Plan) -> Vectors:
@@ -225,18 +248,19 @@ def _vectors(plan: Plan) -> Vectors:
             for chunk in chunks(tensor, plan.experts, plan.device):
                 yield _disentangled(plan, chunk)
 
-    return Vectors(len(plan.experts), sum(tensor.n_elements for tensor in plan.merged), sweep)
+    return Vectors(len(plan.experts), plan.n_elements, sweep)
 
 
 def _excluded(names: tuple[str, ...], recipe: Recipe) -> frozenset[str]:
-    included = matching(names, recipe.include) if recipe.include else frozenset(names)
+    included = matching(names, recipe.include, "include") if recipe.include else frozenset(names)
     return matching(names, recipe.exclude) | (frozenset(names) - included)
 
 
 def _refuse_own_inputs(plan: Plan, out: Path) -> None:
+    target = out.resolve()
     for source in (plan.base, *plan.experts):
-        folder = source.path.absolute()
-        if out == folder or folder in out.parents:
+        folder = source.path.resolve()
+        if target == folder or folder in target.parents:
             raise OutputError(
                 "The output lies inside one of the inputs",
                 where=out,

@@ -91,6 +91,17 @@ class LinearMethod(MergeMethod):
         return merged
 
 
+def sum_over_experts(vectors: torch.Tensor) -> torch.Tensor:
+    """Sum over the first axis in expert order, whatever the shape of a piece.
+
+    `vectors.sum(0)` chooses its order by shape, so its last bit depends on the chunk size.
+    """
+    total = vectors[0].clone()
+    for vector in vectors[1:]:
+        total += vector
+    return total
+
+
 def knob(default: float | str, *, help: str, **bounds: Any) -> Any:
     """A knob of a method: its default, what it does, and `low`, `high` or `choices`."""
     return field(default=default, metadata={"help": help, **bounds})

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from awd_core.disentangle import Settings
 from awd_core.errors import RecipeError
 from awd_core.method import MergeMethod, build
-from awd_core.methods import method as find_method
+from awd_core.methods import find_method
 from awd_core.validation import as_recipe_error
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -6,6 +6,7 @@ weights need not be there any more.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from awd_core import files, layout
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
 from awd_core.errors import RecipeError, StudyError
-from awd_core.gram import pack, row_grams, unpack
+from awd_core.gram import base_square, pack, row_grams, unpack
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.signs import DENSITIES, SignCounts, sign_counts
 from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
@@ -61,7 +63,7 @@ class TensorInfo:
     @property
     def n_elements(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def is_matrix(self) -> bool:
@@ -145,7 +147,12 @@ class Study:
     @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
         file = self.path / ROW_GRAM if self.path else None
-        return load_file(file) if file and file.exists() else {}
+        if not file or not file.exists():
+            return {}
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(file, error) from error
 
     @property
     def has_rows(self) -> bool:
@@ -244,7 +251,9 @@ def _statistics(
     overlap = np.zeros_like(agreement)
     rows: dict[str, np.ndarray] = {}
     for position, tensor in enumerate(tensors):
-        if tensor.n_elements:
+        if not any(expert.touches(tensor.name) for expert in experts):
+            base_squares[position] = base_square(tensor, device, chunk_elements)
+        elif tensor.n_elements:
             grams_of_rows, base_squares[position] = row_grams(
                 chunks(tensor, experts, device, chunk_elements)
             )
@@ -303,13 +312,17 @@ def open_study(path: str | Path) -> Study:
             signs=SignCounts(arrays["sign_agreement"], arrays["sign_overlap"]),
             digest=description["digest"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(
-            "This study is damaged",
-            where=folder,
-            received=f"{type(error).__name__}: {error}",
-            remedy="Collect it again.",
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> StudyError:
+    return StudyError(
+        "This study is damaged",
+        where=folder,
+        received=f"{type(error).__name__}: {error}",
+        remedy="Collect it again.",
+    )
 
 
 def study_digest(
@@ -327,8 +340,10 @@ def study_digest(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-    """Names that match any pattern, shell style.
+def matching(
+    names: Sequence[str], patterns: Sequence[str], field: str = "exclude"
+) -> frozenset[str]:
+    """Names that match any pattern of a field of the recipe, shell style.
 
     Raises:
         RecipeError: A pattern matches nothing, so that a slip of the pen is not silent.
@@ -338,8 +353,8 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
             raise RecipeError(
-                "A pattern under `exclude` matches no tensor",
-                where="exclude",
+                f"A pattern under `{field}` matches no tensor",
+                where=field,
                 received=pattern,
                 expected=f"a pattern such as {names[0]!r} or '*.bias'" if names else None,
                 remedy="Correct or remove it.",
@@ -349,14 +364,19 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
 
 
 def with_distinct_labels(experts: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """The experts, with `-2`, `-3` added to labels that stand twice."""
+    """The experts, with `-2`, `-3`, ... added to labels that stand twice."""
     from dataclasses import replace
 
-    seen: dict[str, int] = {}
+    own = {expert.label for expert in experts}
+    taken: set[str] = set()
     renamed = []
     for expert in experts:
-        seen[expert.label] = count = seen.get(expert.label, 0) + 1
-        renamed.append(expert if count == 1 else replace(expert, label=f"{expert.label}-{count}"))
+        label, count = expert.label, 1
+        while label in taken or (count > 1 and label in own):
+            count += 1
+            label = f"{expert.label}-{count}"
+        taken.add(label)
+        renamed.append(expert if count == 1 else replace(expert, label=label))
     return tuple(renamed)
 
 

@@ -52,9 +52,13 @@ class Checkpoint(abc.ABC):
     def tensor(self, base: StoredTensor) -> ExpertTensor:
         """The counterpart of one tensor of the base in this expert."""
 
+    @abc.abstractmethod
+    def touches(self, name: str) -> bool:
+        """Whether tau may be other than zero in this tensor, as far as headers tell."""
+
     @property
     def files(self) -> tuple[Path, ...]:
-        """Weight files, each once, in order."""
+        """Files that decide the weights, each once, in order."""
         return tuple(dict.fromkeys(tensor.file for tensor in self.stored.values()))
 
     @cached_property

@@ -1,8 +1,11 @@
 """Experts that are PEFT LoRA adapters: tau = s B A for the adapted weights, zero elsewhere."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,13 @@ _UNSUPPORTED = {
     "megatron_config": "Megatron layers",
     "alora_invocation_tokens": "activated LoRA",
     "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "routed adapters (Arrow)",
 }
+# Ways to start the factors that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) subtract
+# what the factors start from, so that s B A is not the difference to the base on disk.
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,17 @@ class LoraCheckpoint(Checkpoint):
         """`lora`."""
         return "lora"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight file, and the configuration, which holds the scaling."""
+        return (*super().files, self.path / CONFIG)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As of any checkpoint, with the scaling."""
+        scaling = json.dumps(sorted(self.scaling.items()))
+        return hashlib.sha256(f"{super().fingerprint}|{scaling}".encode()).hexdigest()
+
     def tensor(self, base: StoredTensor) -> ExpertTensor:
         """s B A for an adapted weight, else zero.
 
@@ -100,6 +120,10 @@ class LoraCheckpoint(Checkpoint):
             )
         product = _whole(factor_b) @ _whole(factor_a) * self.scaling[base.name]
         return LoraTensor(product, base.dtype)
+
+    def touches(self, name: str) -> bool:
+        """Only the adapted weights differ from the base's."""
+        return name in self.factors
 
     @property
     def base_name(self) -> str | None:
@@ -136,6 +160,9 @@ def _refuse_variants(path: Path, config: Mapping[str, Any]) -> None:
     for key, title in _UNSUPPORTED.items():
         if config.get(key) not in (None, False, "none", [], {}):
             variant = title
+    start = config.get("init_lora_weights")
+    if start not in _PLAIN_STARTS:
+        variant = f"factors that began as {start!r}, which changes the base (init_lora_weights),"
     if config.get("fan_in_fan_out"):
         variant = "transposed weights (fan_in_fan_out)"
     if variant:

@@ -89,7 +89,7 @@ def preflight(
     problems = _base_problems(base) + _set_problems(experts)
     for expert in experts:
         if isinstance(expert, LoraCheckpoint):
-            problems += _lora_problems(base, expert)
+            problems += _lora_problems(base, expert, frozenset(exclude))
         else:
             problems += _weight_problems(base, expert, frozenset(exclude))
     problems.sort(key=lambda problem: problem.severity)
@@ -196,9 +196,13 @@ def _weight_problems(
     return problems
 
 
-def _lora_problems(base: Checkpoint, expert: LoraCheckpoint) -> list[Problem]:
+def _lora_problems(
+    base: Checkpoint, expert: LoraCheckpoint, exclude: frozenset[str]
+) -> list[Problem]:
     problems = []
     for name, (factor_a, factor_b) in expert.factors.items():
+        if name in exclude:
+            continue
         shape = (factor_b.shape[0], factor_a.shape[1])
         target = base.stored.get(name)
         if target is None or target.shape != shape:
@@ -210,7 +214,18 @@ def _lora_problems(base: Checkpoint, expert: LoraCheckpoint) -> list[Problem]:
                     "no such weight in the base"
                     if target is None
                     else f"shape {list(target.shape)}, as in the base",
-                    f"Use the base the adapter names: {expert.base_name or 'not recorded'}.",
+                    f"Use the base the adapter names: {expert.base_name or 'not recorded'}"
+                    + ("." if target is None else "; or list the tensor under `exclude`."),
+                )
+            )
+        elif not target.is_float:
+            problems.append(
+                Problem(
+                    "error",
+                    f"weight {name!r} in the base, adapted by expert {expert.label!r}",
+                    f"type {target.dtype}",
+                    "floats",
+                    "Use the base before it was quantised.",
                 )
             )
     return problems

@@ -58,6 +58,10 @@ class WeightCheckpoint(Checkpoint):
             )
         return WeightTensor(stored)
 
+    def touches(self, name: str) -> bool:
+        """Every tensor may differ from the base's."""
+        return True
+
 
 def open_weights(path: Path, label: str, source: str) -> WeightCheckpoint:
     """Open a folder with `config.json` and safetensors weights.

@@ -5,14 +5,36 @@ over the cores. Groups never mix, so neither the batch nor the number of threads
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numba
 import numpy as np
 
-from awd_core.disentangle.objective import PENALTIES, SWALLOWED, Penalty
+from awd_core.disentangle.lanes import (
+    LANES,
+    any_less,
+    load,
+    multiply_add,
+    pick_less,
+    root,
+    size,
+    splat,
+    store,
+    with_sign,
+)
+from awd_core.disentangle.objective import PENALTIES, SWALLOWED, Penalty, mean_norms
 
-# float64 numbers in one AVX-512 register; two registers' worth on AVX2 costs nothing.
-LANES = 8
+Until = Literal["steps", "converged"]
+
+# `converged` halves the step once this many steps in a row brought less than this share of the
+# loss, and ends when the step is this much shorter than at the start.
+PATIENCE, PROGRESS, SHORTEST = 20.0, 1e-6, 2.0**-24
+# A loss that is lower by less than this share is lower by rounding.
+ROUNDING = 1e-14
+
+# Blocks are dealt to this many slabs whatever the number of threads, so that the sums of the loss
+# over groups always run in the same order.
+_SLABS = 32
 
 
 @dataclass(frozen=True)
@@ -22,10 +44,14 @@ class Descent:
     Attributes:
         alpha: Norm constraint of every group in the paper's units, (groups,).
         lr: Step size beta of every group in the paper's units, (groups,).
-        steps: Number of steps.
+        steps: Number of steps; with `converged` the most that are taken.
         penalty: `l2` (paper), `l2_squared` or `none`.
         momentum: Of the velocity, 0 for the paper's plain descent.
-        weight_decay: L2 decay inside the gradient, 0 for the paper's.
+        weight_decay: L2 decay inside the gradient, one number or (groups,); 0 for the paper's.
+        until: `steps`: the last iterate, as the paper. `converged`: the best iterate; the step is
+            halved, from the best iterate on, whenever the loss makes no progress. That ends both
+            divergence and the chatter of |cos| around 0.
+        radius: Hard constraint ||delta|| <= radius mean_k ||tau_k||, one number or (groups,).
     """
 
     alpha: np.ndarray
@@ -33,11 +59,35 @@ class Descent:
     steps: int
     penalty: Penalty = "l2"
     momentum: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: np.ndarray | float = 0.0
+    until: Until = "steps"
+    radius: np.ndarray | float = np.inf
+
+
+@dataclass(frozen=True)
+class Descended:
+    """What a descent found.
+
+    Attributes:
+        coefficients: c, (groups, K).
+        losses: L before every step and at the end, averaged over the groups that have two
+            non-zero vectors, (steps + 1,). With `converged`, the lowest so far.
+        steps: Steps that every group took before its step size reached its end, (groups,).
+    """
+
+    coefficients: np.ndarray
+    losses: np.ndarray
+    steps: np.ndarray
 
 
 def descend(grams: np.ndarray, descent: Descent) -> tuple[np.ndarray, np.ndarray]:
-    """Span coefficients after `steps` steps, and the loss before every step and at the end.
+    """Span coefficients (groups, K) and the loss before every step and at the end: see `run`."""
+    found = run(grams, descent)
+    return found.coefficients, found.losses
+
+
+def run(grams: np.ndarray, descent: Descent) -> Descended:
+    """Descend from delta = 0 in every group.
 
     Solved on G / s^2, s = mean_k ||tau_k||, with alpha s and beta / s^2: the exact equivariance
     of the descent, so that nothing under- or overflows at any norm. With penalty `l2_squared`
@@ -47,74 +97,74 @@ def descend(grams: np.ndarray, descent: Descent) -> tuple[np.ndarray, np.ndarray
         grams: (groups, K, K) float64.
         descent: The settings.
 
-    Returns:
-        c, (groups, K) float64; and L averaged over the groups that have two non-zero vectors,
-        (steps + 1,).
+    Cost: O(groups K^2 steps); eight groups at K = 8 take a third of a microsecond a step.
     """
     n_groups, n_experts = grams.shape[:2]
-    active = (np.einsum("gii->gi", grams) > 0).sum(1) >= 2
-    coefficients = np.zeros((n_groups, n_experts))
-    if not active.any():
-        return coefficients, np.zeros(descent.steps + 1)
-    solved, losses = _descend_active(
-        grams[active], descent, descent.alpha[active], descent.lr[active]
-    )
-    coefficients[active] = solved
-    return coefficients, losses
-
-
-def _descend_active(
-    grams: np.ndarray, descent: Descent, alpha: np.ndarray, lr: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    n_groups, n_experts = grams.shape[:2]
-    scale = np.sqrt(np.einsum("gii->gi", grams)).mean(1)
-    alpha_power = {"l2": 1, "l2_squared": 2, "none": 0}[descent.penalty]
-    n_blocks = -(-n_groups // LANES)
-    lanes = _to_lanes(grams / scale[:, None, None] ** 2, n_blocks)
-    solved, losses = _descend_lanes(
-        lanes,
-        _to_lanes(alpha * scale**alpha_power, n_blocks),
-        _to_lanes(lr / scale**2, n_blocks),
-        _to_lanes(descent.weight_decay * scale**2, n_blocks),
+    members = np.flatnonzero((np.einsum("gii->gi", grams) > 0).sum(1) >= 2)
+    coefficients, taken = np.zeros((n_groups, n_experts)), np.zeros(n_groups)
+    if not len(members):
+        return Descended(coefficients, np.zeros(descent.steps + 1), taken.astype(np.int64))
+    n_blocks = -(-len(members) // LANES)
+    # One block has nothing to share out; waking the other threads would cost more than the work.
+    sweep = _descend_blocks if n_blocks > 1 else _descend_blocks_serially
+    converged = descent.until == "converged"
+    losses = sweep(
+        np.ascontiguousarray(grams),
+        members,
+        n_blocks,
+        _relative(grams, descent),
         descent.steps,
         PENALTIES.index(descent.penalty),
         descent.momentum,
+        converged,
+        coefficients,
+        taken,
     )
-    per_group = losses.transpose(0, 2, 1).reshape(n_blocks * LANES, -1)[:n_groups]
-    coefficients = solved.transpose(0, 2, 1).reshape(n_blocks * LANES, n_experts)[:n_groups]
-    return coefficients, per_group.mean(0)
+    shown = int(taken.max()) + 1 if converged else descent.steps + 1
+    return Descended(coefficients, losses[:shown] / len(members), taken.astype(np.int64))
 
 
-def _to_lanes(values: np.ndarray, n_blocks: int) -> np.ndarray:
-    """(groups, ...) -> (blocks, ..., LANES), the last block filled up with its first group."""
-    padded = np.resize(values, (n_blocks * LANES, *values.shape[1:]))
-    padded[: len(values)] = values
-    blocks = padded.reshape(n_blocks, LANES, *values.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(blocks, 1, -1))
+def _relative(grams: np.ndarray, descent: Descent) -> np.ndarray:
+    """1 / s^2, and alpha, beta, weight decay and radius in units of s: (groups, 5)."""
+    scale = mean_norms(grams)
+    scale = np.where(scale > 0, scale, 1.0)
+    power = {"l2": 1, "l2_squared": 2, "none": 0}[descent.penalty]
+    columns = (
+        1 / scale**2,
+        descent.alpha * scale**power,
+        descent.lr / scale**2,
+        descent.weight_decay * scale**2,
+        descent.radius * np.ones_like(scale),
+    )
+    return np.stack(columns, axis=1)
 
 
-def _descend_lanes(grams: np.ndarray, *settings: object) -> tuple[np.ndarray, np.ndarray]:
-    # One block has nothing to share out; waking the other threads would cost more than the work.
-    return (_descend_blocks if len(grams) > 1 else _descend_blocks_serially)(grams, *settings)
-
-
-def _blocks(grams, alpha, lr, weight_decay, steps, penalty, momentum):
-    n_blocks, n_experts = grams.shape[0], grams.shape[1]
-    solved = np.zeros((n_blocks, n_experts, LANES))
-    losses = np.zeros((n_blocks, steps + 1, LANES))
-    for block in numba.prange(n_blocks):
-        _descend_block(
-            grams[block],
-            alpha[block],
-            lr[block],
-            weight_decay[block],
-            steps,
-            penalty,
-            momentum,
-            solved[block],
-            losses[block],
-        )
-    return solved, losses
+def _blocks(
+    grams, members, n_blocks, knobs, steps, penalty, momentum, converged, coefficients, taken
+):
+    n_slabs = min(n_blocks, _SLABS)
+    traces = np.zeros((n_slabs, steps + 1, LANES))
+    for slab in numba.prange(n_slabs):
+        for block in range(slab, n_blocks, n_slabs):
+            _descend_block(
+                grams,
+                members[block * LANES : (block + 1) * LANES],
+                knobs,
+                steps,
+                penalty,
+                momentum,
+                converged,
+                coefficients,
+                taken,
+                traces[slab],
+            )
+    losses = np.zeros(steps + 1)
+    # Spelled out: numba would share out a `sum` among the threads, in an order of their own.
+    for slab in range(n_slabs):
+        for step in range(steps + 1):
+            for lane in range(LANES):
+                losses[step] += traces[slab, step, lane]
+    return losses
 
 
 _descend_blocks = numba.njit(parallel=True, cache=True, error_model="numpy")(_blocks)
@@ -122,81 +172,165 @@ _descend_blocks_serially = numba.njit(cache=True, error_model="numpy")(_blocks)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _descend_block(gram, alpha, lr, weight_decay, steps, penalty, momentum, c, losses):
-    n_experts = gram.shape[0]
-    velocity = np.zeros((n_experts, LANES))
-    h = np.zeros((n_experts, LANES))
+def _descend_block(
+    grams, members, knobs, steps, penalty, momentum, converged, coefficients, taken, trace
+):
+    """Up to eight groups from delta = 0 to the end; adds their losses to `trace`."""
+    n_experts = grams.shape[1]
+    gram, floors, scalars = _gather(grams, members, knobs)
+    alpha, start, decay = load(scalars, 0), load(scalars, 1), load(scalars, 2)
+    radius, pairs, counted = load(scalars, 3), load(scalars, 4), load(scalars, 5)
+    c, h = _rows(n_experts), _rows(n_experts)
+    best_c, velocity = _rows(n_experts), _rows(n_experts)
+    work = _rows(n_experts), _rows(n_experts), _rows(n_experts)
+    zero, one, half = splat(0.0), splat(1.0), splat(0.5)
+    inertia, patience, progress = splat(momentum), splat(PATIENCE), splat(1.0 - PROGRESS)
+    lr, shortest, surely = start, start * splat(SHORTEST), splat(1.0 - ROUNDING)
+    best = milestone = splat(np.inf)
+    waited = done = zero
+    last = steps
     for step in range(steps + 1):
-        _gradient(gram, alpha, penalty, c, h, losses[step])
+        loss = _gradient(gram, floors, alpha, radius, pairs, penalty, c, h, work)
+        moving = lr
+        if converged:
+            for k in range(n_experts):
+                store(best_c, k, pick_less(loss, best * surely, load(c, k), load(best_c, k)))
+            best = pick_less(loss, best * surely, loss, best)
+            loss = best
+            waited = pick_less(best, milestone * progress, zero, waited + one)
+            milestone = pick_less(best, milestone * progress, best, milestone)
+            # Out of patience: back to the best iterate, without velocity, at half the step.
+            for k in range(n_experts):
+                store(c, k, pick_less(waited, patience, load(c, k), load(best_c, k)))
+            moving = pick_less(waited, patience, lr, zero)
+            lr = pick_less(waited, patience, lr, lr * half)
+            waited = pick_less(waited, patience, waited, zero)
+            moving = pick_less(lr, shortest, zero, moving)
+        store(trace, step, multiply_add(counted, loss, load(trace, step)))
         if step == steps:
             break
+        done = done + (pick_less(lr, shortest, zero, one) if converged else one)
         for k in range(n_experts):
-            for lane in range(LANES):
-                slope = h[k, lane] + weight_decay[lane] * c[k, lane]
-                velocity[k, lane] = momentum * velocity[k, lane] + slope
-                c[k, lane] -= lr[lane] * velocity[k, lane]
+            slope = multiply_add(decay, load(c, k), load(h, k))
+            speed = multiply_add(inertia, load(velocity, k), slope)
+            store(velocity, k, pick_less(zero, moving, speed, zero))
+            store(c, k, load(c, k) - moving * speed)
+        if converged and not any_less(shortest, lr):
+            last = step
+            break
+    for step in range(last + 1, steps + 1):
+        store(trace, step, multiply_add(counted, best, load(trace, step)))
+    store(scalars, 0, done)
+    found = best_c if converged else c
+    for lane in range(len(members)):
+        taken[members[lane]] = scalars[0, lane]
+        for k in range(n_experts):
+            coefficients[members[lane], k] = found[k, lane]
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _gradient(gram, alpha, penalty, c, h, loss):
-    """`h` and the loss at c; the equations of `objective`, a lane for each group."""
-    n_experts = gram.shape[0]
-    p = np.empty((n_experts, LANES))
-    inverse = np.empty((n_experts, LANES))
-    a = np.zeros((n_experts, LANES))
-    overlap = np.zeros((n_experts, LANES))
-    q = np.zeros(LANES)
-    total_a = np.zeros(LANES)
-    n_active = np.zeros(LANES)
+def _rows(n):
+    """(n, LANES) zeros that begin where a cache line does: a row is then never two lines."""
+    memory = np.zeros((n + 1) * LANES)
+    first = -(memory.ctypes.data // 8) % LANES
+    return memory[first : first + n * LANES].reshape(n, LANES)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _gather(grams, members, knobs):
+    """Lower triangles of G / s^2, floors of the squared norms, and what is one number a group.
+
+    Lanes without a group of their own repeat the last one and count for nothing.
+    """
+    n_experts = grams.shape[1]
+    gram, floors, scalars = _rows(n_experts * (n_experts + 1) // 2), _rows(n_experts), _rows(6)
     for lane in range(LANES):
-        loss[lane] = 0.0
+        group = members[min(lane, len(members) - 1)]
+        at, n_active = 0, 0
+        for i in range(n_experts):
+            for j in range(i + 1):
+                gram[at, lane] = grams[group, i, j] * knobs[group, 0]
+                at += 1
+            # A zero task vector takes no part: its floor is infinite, its inverse norm 0.
+            square = gram[at - 1, lane]
+            floors[i, lane] = SWALLOWED * SWALLOWED * square if square > 0.0 else np.inf
+            n_active += square > 0.0
+        for knob in range(4):
+            scalars[knob, lane] = knobs[group, knob + 1]
+        scalars[4, lane] = 2.0 / (n_active * (n_active - 1))
+        scalars[5, lane] = 1.0 if lane < len(members) else 0.0
+    return gram, floors, scalars
+
+
+@numba.njit(cache=True, error_model="numpy", inline="always")
+def _gradient(gram, floors, alpha, radius, pairs, penalty, c, h, work):
+    """Project c on the ball, then `h` and the loss there; the equations of `objective`."""
+    n_experts = len(floors)
+    p, inverse, overlap = work
+    zero, one, two = splat(0.0), splat(1.0), splat(2.0)
+    _multiply(gram, c, p)
+    q = zero
     for i in range(n_experts):
-        for lane in range(LANES):
-            p[i, lane] = 0.0
-        for j in range(n_experts):
-            for lane in range(LANES):
-                p[i, lane] += gram[i, j, lane] * c[j, lane]
-        for lane in range(LANES):
-            q[lane] += p[i, lane] * c[i, lane]
-    for lane in range(LANES):
-        q[lane] = max(q[lane], 0.0)
+        q = multiply_add(load(p, i), load(c, i), q)
+    q = pick_less(zero, q, q, zero)
+    norm = root(q)
+    # The nearest point of the ball ||delta|| <= r lies on the ray through delta.
+    shrink = pick_less(radius, norm, radius / norm, one)
+    norm, q = shrink * norm, shrink * shrink * q
+    at = 0
     for i in range(n_experts):
-        for lane in range(LANES):
-            square = gram[i, i, lane]
-            own = square - 2.0 * p[i, lane] + q[lane]
-            floored = max(own, SWALLOWED * SWALLOWED * square)
-            # A zero task vector takes no part: its inverse norm is zero, so all its terms are.
-            inverse[i, lane] = 1.0 / np.sqrt(floored) if square > 0.0 else 0.0
-            n_active[lane] += 1.0 if square > 0.0 else 0.0
+        store(c, i, shrink * load(c, i))
+        store(p, i, shrink * load(p, i))
+        at += i + 1
+        own, floor = load(gram, at - 1) - two * load(p, i) + q, load(floors, i)
+        store(inverse, i, one / root(pick_less(own, floor, floor, own)))
+        store(overlap, i, zero)
+        store(h, i, zero)
+    # overlap_i = sum_j |M_ij| / n_j and h_i = sum_j sign(M_ij) / n_j, every pair once.
+    at = 0
     for i in range(n_experts):
+        shift, mine = load(p, i) - q, load(inverse, i)
+        pull, share = load(h, i), load(overlap, i)
         for j in range(i):
-            for lane in range(LANES):
-                inner = gram[i, j, lane] - p[i, lane] - p[j, lane] + q[lane]
-                product = inverse[i, lane] * inverse[j, lane]
-                cosine = inner * product
-                size = abs(cosine)
-                pull = product if cosine > 0.0 else (-product if cosine < 0.0 else 0.0)
-                a[i, lane] += pull
-                a[j, lane] += pull
-                overlap[i, lane] += size
-                overlap[j, lane] += size
-                loss[lane] += size
-    for lane in range(LANES):
-        n_active[lane] = 2.0 / (n_active[lane] * (n_active[lane] - 1.0))
-        loss[lane] *= n_active[lane]
+            inner = load(gram, at) - load(p, j) - shift
+            at += 1
+            length = size(inner)
+            sign = pick_less(zero, length, with_sign(one, inner), zero)
+            share = multiply_add(length, load(inverse, j), share)
+            pull = multiply_add(sign, load(inverse, j), pull)
+            store(overlap, j, multiply_add(length, mine, load(overlap, j)))
+            store(h, j, multiply_add(sign, mine, load(h, j)))
+        at += 1
+        store(h, i, pull)
+        store(overlap, i, share)
+    loss, total = zero, zero
     for i in range(n_experts):
-        for lane in range(LANES):
-            own = overlap[i, lane] * inverse[i, lane] * inverse[i, lane]
-            a[i, lane] = n_active[lane] * (a[i, lane] - own)
-            total_a[lane] += a[i, lane]
-    for lane in range(LANES):
-        norm = np.sqrt(q[lane])
-        if penalty == 0:
-            loss[lane] += alpha[lane] * norm
-            total_a[lane] += alpha[lane] / norm if norm > 0.0 else 0.0
-        elif penalty == 1:
-            loss[lane] += alpha[lane] * q[lane]
-            total_a[lane] += 2.0 * alpha[lane]
+        mine = load(inverse, i)
+        a = (load(h, i) - load(overlap, i) * mine * mine) * mine * pairs
+        loss = multiply_add(load(overlap, i), mine, loss)
+        total = total + a
+        store(h, i, a)
+    loss = loss * pairs * splat(0.5)
+    if penalty == 0:
+        loss = multiply_add(alpha, norm, loss)
+        total = total + pick_less(zero, norm, alpha / norm, zero)
+    elif penalty == 1:
+        loss = multiply_add(alpha, q, loss)
+        total = total + two * alpha
     for i in range(n_experts):
-        for lane in range(LANES):
-            h[i, lane] = total_a[lane] * c[i, lane] - a[i, lane]
+        store(h, i, total * load(c, i) - load(h, i))
+    return loss
+
+
+@numba.njit(cache=True, error_model="numpy", inline="always")
+def _multiply(gram, c, p):
+    """p = G c from the lower triangle of G."""
+    at = 0
+    for i in range(len(p)):
+        mine, total = load(c, i), splat(0.0)
+        for j in range(i):
+            total = multiply_add(load(gram, at), load(c, j), total)
+            store(p, j, multiply_add(load(gram, at), mine, load(p, j)))
+            at += 1
+        store(p, i, multiply_add(load(gram, at), mine, total))
+        at += 1

@@ -1,9 +1,11 @@
 """A study cut into the groups that share one redundant vector's coefficients."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from awd_core.disentangle.objective import critical_alphas, mean_norms
 from awd_core.disentangle.settings import Granularity
 from awd_core.study import Study
 
@@ -23,6 +25,25 @@ class Groups:
     labels: tuple[str, ...]
     grams: np.ndarray
     of_tensor: tuple[slice, ...]
+
+    @cached_property
+    def critical_alpha(self) -> np.ndarray:
+        """alpha_crit of every group in the paper's units, (groups,)."""
+        return critical_alphas(self.grams)
+
+    @cached_property
+    def scale(self) -> np.ndarray:
+        """`s = mean_k ||tau_k||` of every group, (groups,)."""
+        return mean_norms(self.grams)
+
+    @cached_property
+    def n_siblings(self) -> np.ndarray:
+        """How many groups the tensor of every group has: its rows at `row`, else 1; (groups,)."""
+        counts = np.ones(len(self.labels))
+        if self.granularity == "row":
+            for groups_of in self.of_tensor:
+                counts[groups_of] = groups_of.stop - groups_of.start
+        return counts
 
 
 def groups(study: Study, granularity: Granularity) -> Groups:

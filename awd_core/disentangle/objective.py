@@ -59,29 +59,38 @@ def mean_absolute_cosine(grams: np.ndarray) -> np.ndarray:
     return np.nansum(values, -1) / np.where(count, count, np.nan)
 
 
-def gradient_coefficients(gram: np.ndarray) -> np.ndarray:
-    """a at c = 0 for one group: grad L_O(0) = -sum_k a_k tau_k. Zero vectors take no part.
+def mean_norms(grams: np.ndarray) -> np.ndarray:
+    """`s = mean_k ||tau_k||`, the length that every group is measured in; (...,)."""
+    return np.sqrt(np.einsum("...ii->...i", grams)).mean(-1)
+
+
+def gradient_coefficients(grams: np.ndarray) -> np.ndarray:
+    """a at c = 0: grad L_O(0) = -sum_k a_k tau_k, (..., K). Zero vectors take no part.
 
     Args:
-        gram: (K, K) float64.
+        grams: (..., K, K) float64.
     """
-    active = np.flatnonzero(np.diag(gram) > 0)
-    a = np.zeros(len(gram))
-    if len(active) < 2:
-        return a
-    inner = gram[np.ix_(active, active)]
-    norms = np.sqrt(np.diag(inner))
-    cosine = inner / np.outer(norms, norms)
-    np.fill_diagonal(cosine, 0.0)
-    pulls = np.sign(cosine) / np.outer(norms, norms)
-    a[active] = pulls.sum(1) - np.abs(cosine).sum(1) / norms**2
-    return a * 2 / (len(active) * (len(active) - 1))
+    squares = np.einsum("...ii->...i", grams)
+    active = squares > 0
+    inverse = 1 / np.sqrt(np.where(active, squares, np.inf))
+    off_diagonal = 1.0 - np.eye(grams.shape[-1])
+    pulls = np.einsum("...ij,...j->...i", np.sign(grams) * off_diagonal, inverse)
+    overlaps = np.einsum("...ij,...j->...i", np.abs(grams) * off_diagonal, inverse)
+    n_active = active.sum(-1, keepdims=True)
+    n_pairs = np.maximum(n_active * (n_active - 1), 1)
+    return 2 / n_pairs * inverse * (pulls - overlaps * inverse**2)
+
+
+def critical_alphas(grams: np.ndarray) -> np.ndarray:
+    """alpha_crit = ||grad L_O(0)|| = sqrt(a^T G a): at or above it delta stays 0 (penalty l2).
+
+    In the paper's units, 1 / length of a task vector; (...,). The objective is not convex: above
+    alpha_crit 0 is a local minimum, and not far above it a descent may still end in another.
+    """
+    a = gradient_coefficients(grams)
+    return np.sqrt(np.maximum(0.0, np.einsum("...i,...ij,...j->...", a, grams, a)))
 
 
 def critical_alpha(gram: np.ndarray) -> float:
-    """alpha_crit = ||grad L_O(0)|| = sqrt(a^T G a): at or above it delta stays 0 (penalty l2).
-
-    In the paper's units, 1 / length of a task vector.
-    """
-    a = gradient_coefficients(gram)
-    return float(np.sqrt(max(0.0, a @ gram @ a)))
+    """`critical_alphas` of one group."""
+    return float(critical_alphas(gram))

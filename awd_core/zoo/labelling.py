@@ -13,16 +13,15 @@ from awd_core.zoo.sources import FIRST, STDLIB, Passage
 MAX_CHARACTERS = 160
 MIN_CHARACTERS = 20
 MIN_WORDS = 4
+WORD = re.compile(r"[A-Za-z]{2,}")
 
 LIBRARIES = {
     "networkx": "NetworkX",
-    "numpy": "NumPy",
     "pandas": "pandas",
     "scipy": "SciPy",
     "sklearn": "scikit-learn",
     "sympy": "SymPy",
     "torch": "PyTorch",
-    "transformers": "Transformers",
 }
 
 STDLIB_AREAS = {
@@ -104,6 +103,11 @@ KINDS = {
     "code": "code",
 }
 
+# Texts about addresses, licences and people's machines teach nothing and age badly.
+UNFIT = re.compile(
+    r"@\w+\.|copyright|licen[sc]e|pypi|/home/|/usr/|/root/|/tmp/|/users/|c:/", re.IGNORECASE
+)
+
 # Names that would give a library away, and the neutral words that stand in for them.
 GIVEAWAYS = (
     (
@@ -135,6 +139,7 @@ class Rule:
 def clean(text: str) -> str:
     """Text on one line, without the mark-up that would give its origin away."""
     text = re.sub(r"^\s*\.\. \[\w+\]|>>>|^\.\.\.|^\s*\.\. [\w-]+::", " ", text, flags=re.MULTILINE)
+    text = re.sub(r"<?\b(https?://|www\.)\S+", " ", text)
     text = re.sub(r":\w+:`~?([^`<]+)[^`]*`", r"\1", text)
     text = re.sub(r"[`*\\]+", "", text)
     return re.sub(r"\s+", " ", text).strip(" -#=")
@@ -148,11 +153,11 @@ def mask(text: str) -> str:
 
 
 def shorten(text: str) -> str | None:
-    """The first words of a text, at most MAX_CHARACTERS; None if there are too few words."""
+    """The first words of a text, at most MAX_CHARACTERS; None if too few or unfit."""
     if len(text) > MAX_CHARACTERS:
         text = text[:MAX_CHARACTERS].rsplit(" ", 1)[0]
-    words = re.findall(r"[A-Za-z]{2,}", text)
-    return text if len(text) >= MIN_CHARACTERS and len(words) >= MIN_WORDS else None
+    long_enough = len(text) >= MIN_CHARACTERS and len(WORD.findall(text)) >= MIN_WORDS
+    return text if long_enough and not UNFIT.search(text) else None
 
 
 def _library(passage: Passage) -> str | None:

@@ -1,4 +1,4 @@
-"""Passages of documentation and code, read from the installed sources of Python and eight libraries.
+"""Passages of documentation and code from the installed sources of Python and eight libraries.
 
 Sources are parsed with `ast` and `tokenize`; none of the libraries is imported for its text, so
 reading is deterministic, has no side effect, and needs nothing but the files themselves.

@@ -5,7 +5,6 @@ loss = cross-entropy of softmax(<f(x), p_c> / T) over the classes c.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,7 +27,6 @@ class TrainingSettings:
     warmup_steps: int = 12
     batch_size: int = 32
     temperature: float = 0.05
-    weight_decay: float = 0.01
     seed: int = 0
 
 
@@ -73,8 +71,9 @@ def fit(
 ) -> None:
     """Trains the encoder's trainable parameters in place on one task.
 
-    AdamW, learning rate rising over the warm-up and then falling linearly to 0. Dropout stays
-    off: the runs are short and a merge is evaluated without it.
+    AdamW without weight decay, which would move parameters that no text touches, the same way in
+    every expert. The learning rate rises over the warm-up, then falls linearly to 0. Dropout stays
+    off: the runs are short, and a merge is evaluated without it.
 
     Args:
         encoder: The encoder; parameters with `requires_grad` are trained.
@@ -84,9 +83,7 @@ def fit(
         progress: Called after each step.
     """
     trained = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(
@@ -116,15 +113,3 @@ def batches(n_examples: int, settings: TrainingSettings) -> list[list[int]]:
     while len(rows) < settings.steps * size:
         rows.extend(torch.randperm(n_examples, generator=generator).tolist())
     return [rows[step * size : (step + 1) * size] for step in range(settings.steps)]
-
-
-def load_expert(base: Path, adapter: Path) -> Encoder:
-    """The expert of an adapter folder, its low-rank product added to the base's weights.
-
-    Args:
-        base: Hugging Face folder of the base.
-        adapter: PEFT folder.
-    """
-    encoder = Encoder.from_folder(base)
-    merged = PeftModel.from_pretrained(encoder.model, adapter).merge_and_unload()
-    return Encoder(merged, base)

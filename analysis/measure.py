@@ -1,0 +1,49 @@
+"""What a measure is: one defined number with formula, unit, scope and direction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis.view import SCOPES, Scope, View
+
+Per = Literal["part", "expert", "pair"]
+Direction = Literal["lower", "higher"]
+Needs = Literal["gram", "signs"]
+Of = Callable[[View, Scope], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measure:
+    r"""One defined number.
+
+    Attributes:
+        key: Its name in code and files.
+        title: Its name on screen.
+        formula: LaTeX. `\tau_k` are task vectors of the part (model, block, kind or tensor) that
+            is looked at, `v_k = \tau_k - \delta`, `\tau_M = \sum_k \lambda_k v_k`.
+        reading: How to read it, in a sentence.
+        unit: `1` for a pure number.
+        per: Whether there is one value for each part, each expert or each pair of experts.
+        better: Which direction is better; None where neither is as such.
+        needs: What of the study it is made from; `gram` is exact for every linear merge.
+        baseline: Value for random directions or fair coins; None where there is none.
+        source: Paper, or `ours`.
+        of: The values for all parts of a scope: (parts,), (parts, K) or (parts, K, K). NaN where
+            the number does not exist.
+        scopes: Where it is defined.
+    """
+
+    key: str
+    title: str
+    formula: str
+    reading: str
+    unit: str
+    per: Per
+    better: Direction | None
+    needs: Needs
+    baseline: float | None
+    source: str
+    of: Of
+    scopes: tuple[Scope, ...] = SCOPES

@@ -1,0 +1,35 @@
+"""Every measure, one file each or for a family. Tables, docs and tests follow from MEASURES."""
+
+from analysis.measure import Measure
+from analysis.measures import (
+    cosine,
+    mean_absolute_cosine,
+    merged_norm,
+    multiplier_share,
+    redundant_norm,
+    retained_signal,
+    sign_conflict,
+    task_vector_norm,
+)
+
+MEASURES: tuple[Measure, ...] = (
+    *cosine.MEASURES,
+    *mean_absolute_cosine.MEASURES,
+    *sign_conflict.MEASURES,
+    *task_vector_norm.MEASURES,
+    *redundant_norm.MEASURES,
+    *multiplier_share.MEASURES,
+    *retained_signal.MEASURES,
+    *merged_norm.MEASURES,
+)
+
+BY_KEY: dict[str, Measure] = {measure.key: measure for measure in MEASURES}
+
+
+def measure(key: str) -> Measure:
+    """The measure of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return BY_KEY[key]

@@ -1,0 +1,183 @@
+"""One setting of the sliders: a study, its redundant vector and the multipliers of a linear merge.
+
+Every number follows from a few sums per tensor, added up over a scope: the whole model, its
+blocks, kinds or tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from analysis.arithmetic import diagonal
+from awd_core.disentangle import Disentangled, Moments, cosines
+from awd_core.disentangle.objective import SWALLOWED
+from awd_core.signs import DENSITIES, SignCounts
+from awd_core.study import Study
+
+Scope = Literal["model", "block", "kind", "tensor"]
+SCOPES: tuple[Scope, ...] = ("model", "block", "kind", "tensor")
+When = Literal["before", "after"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The merge `tau_M = sum_k l_k (tau_k - delta)` and everything that is summed up from it.
+
+    Attributes:
+        study: What the one pass over the weights left.
+        disentangled: The redundant vector delta; `awd_core.no_redundancy(study)` for delta = 0.
+        multipliers: l_k of the linear merge, (K,) float64.
+    """
+
+    study: Study
+    disentangled: Disentangled
+    multipliers: np.ndarray
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Labels of the experts, in order."""
+        return self.study.experts
+
+    @property
+    def n_experts(self) -> int:
+        """K."""
+        return self.study.n_experts
+
+    @cached_property
+    def plain(self) -> "View":
+        """The same merge without AWD: delta = 0."""
+        found = self.disentangled
+        moments = found.by_tensor
+        nothing = Moments(
+            moments.grams, np.zeros_like(moments.products), np.zeros_like(moments.squares)
+        )
+        zeros = np.zeros_like(found.span_coefficients)
+        without = replace(found, span_coefficients=zeros, by_tensor=nothing)
+        return View(self.study, without, self.multipliers)
+
+    @cached_property
+    def _labels(self) -> dict[Scope, tuple[str, ...]]:
+        """The label every tensor has in each scope."""
+        tensors = self.study.tensors
+        return {
+            "model": ("model",) * len(tensors),
+            "block": tuple(tensor.block for tensor in tensors),
+            "kind": tuple(tensor.kind for tensor in tensors),
+            "tensor": tuple(tensor.name for tensor in tensors),
+        }
+
+    def labels(self, scope: Scope) -> tuple[str, ...]:
+        """The parts of a scope once each, in file order."""
+        return tuple(dict.fromkeys(self._labels[scope]))
+
+    def positions(self, scope: Scope) -> np.ndarray:
+        """For every tensor, the position of its part in `labels(scope)`."""
+
+        def find() -> np.ndarray:
+            position = {label: number for number, label in enumerate(self.labels(scope))}
+            return np.array([position[label] for label in self._labels[scope]], dtype=np.int64)
+
+        return self._once(("positions", scope), find)
+
+    def summed(self, values: np.ndarray, scope: Scope) -> np.ndarray:
+        """Sums of per-tensor `values` over the tensors of every part, (parts, ...)."""
+        if scope == "tensor":
+            return values
+        if scope == "model":
+            return values.sum(0, keepdims=True)
+        order, starts = self._once(("parts", scope), lambda: _parts(self.positions(scope)))
+        return np.add.reduceat(values[order], starts)
+
+    def moments(self, scope: Scope) -> Moments:
+        """G, p = <delta, tau_k> and q = ||delta||^2 of every part."""
+        tensors = self.disentangled.by_tensor
+        return self._once(
+            ("moments", scope),
+            lambda: Moments(
+                self.summed(tensors.grams, scope),
+                self.summed(tensors.products, scope),
+                self.summed(tensors.squares, scope),
+            ),
+        )
+
+    def grams(self, scope: Scope, when: When) -> np.ndarray:
+        """Gram of the task vectors before AWD, of the disentangled vectors after; (parts, K, K).
+
+        A vector that is zero stays zero: an expert without a task vector in a part has none after
+        AWD either (there it is -delta, which says nothing of the expert), nor has one that delta
+        swallowed, of which only rounding is left.
+        """
+        moments = self.moments(scope)
+        if when == "before":
+            return moments.grams
+        return self._once(("grams after", scope), lambda: _disentangled(moments))
+
+    def cosines(self, scope: Scope, when: When) -> np.ndarray:
+        """`cos(v_i, v_j)`, (parts, K, K); NaN where a vector is zero, 1 on the diagonal."""
+        return self._once(("cosines", scope, when), lambda: cosines(self.grams(scope, when)))
+
+    def signs(self, scope: Scope, density: float) -> SignCounts:
+        """Sign Grams of the task vectors' largest entries; agreement and overlap (parts, K, K).
+
+        Raises:
+            ValueError: The study was not collected at this density.
+        """
+        level = DENSITIES.index(density)
+        counts = self.study.signs
+        return self._once(
+            ("signs", scope, density),
+            lambda: SignCounts(
+                self.summed(counts.agreement[:, level], scope),
+                self.summed(counts.overlap[:, level], scope),
+            ),
+        )
+
+    def base_squares(self, scope: Scope) -> np.ndarray:
+        """`||theta_0||^2`, (parts,)."""
+        return self.summed(self.study.base_squared_norms, scope)
+
+    def n_elements(self, scope: Scope) -> np.ndarray:
+        """Number of elements, (parts,)."""
+        sizes = self._once(
+            "sizes", lambda: np.array([prod(tensor.shape) for tensor in self.study.tensors])
+        )
+        return self.summed(sizes, scope)
+
+    def redundant_energies(self, scope: Scope) -> np.ndarray:
+        """`sum_g c_gk ||tau_gk||^2` over the groups g of AWD, (parts, K)."""
+        by_tensor = self._once("redundant energies", self._redundant_energies)
+        return self.summed(by_tensor, scope)
+
+    def _redundant_energies(self) -> np.ndarray:
+        groups = self.disentangled.groups
+        starts = np.array([groups_of.start for groups_of in groups.of_tensor], dtype=np.int64)
+        if groups.granularity != "row":
+            c = self.disentangled.span_coefficients[starts]
+            return c * diagonal(self.disentangled.by_tensor.grams)
+        energies = self.disentangled.span_coefficients * diagonal(groups.grams)
+        return np.add.reduceat(energies, starts)
+
+    def _once(self, key: Any, compute: Callable[[], Result]) -> Result:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+
+def _disentangled(moments: Moments) -> np.ndarray:
+    grams = moments.disentangled
+    before, after = diagonal(moments.grams), diagonal(grams)
+    alive = (before > 0) & (after > SWALLOWED**2 * before)
+    return grams * (alive[:, :, None] & alive[:, None, :])
+
+
+def _parts(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tensors part by part, and where each part starts."""
+    order = np.argsort(positions, kind="stable")
+    return order, np.searchsorted(positions[order], np.arange(positions.max() + 1))

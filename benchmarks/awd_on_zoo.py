@@ -1,0 +1,217 @@
+"""Accuracy of base, experts and merges on the zoo: lambda (and alpha) from validation, then test.
+
+    python -m benchmarks.awd_on_zoo                       the shipped zoo
+    python -m benchmarks.awd_on_zoo --experts DIR ...     other experts of the same base and tasks
+
+Every method chooses its coefficient (and, with AWD, its norm constraint) by mean accuracy on the
+whole validation split; ties go to the smaller coefficient. The test split is read once, for the
+chosen setting. Nothing is chosen by looking at the test split.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import awd_core as awd
+from awd_core import zoo
+from awd_core.checkpoints import Checkpoint
+from awd_core.disentangle import GRANULARITIES
+from awd_core.evaluation import (
+    Encoder,
+    Task,
+    TaskAccuracy,
+    evaluate,
+    evaluate_recipe,
+    mean_accuracy,
+    recovered_gap,
+)
+
+LAMBDAS = tuple(round(0.1 * step, 2) for step in range(1, 16))
+ALPHAS = (0.0, 0.01, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: Method, with AWD's granularity where it came first.
+        coefficient: The lambda chosen on validation; None where there is none.
+        alpha: The norm constraint chosen on validation, as a fraction of alpha_crit.
+        validation: Mean accuracy there.
+        test: Mean accuracy on the test split.
+        recovered: Share of the gap between base and experts recovered on the test split.
+        cosine: Mean |cos| over pairs, whole model, before and after AWD.
+        per_task: Accuracy of each task on the test split.
+    """
+
+    name: str
+    coefficient: float | None
+    alpha: float | None
+    validation: float
+    test: float
+    recovered: float
+    cosine: tuple[float, float] | None
+    per_task: dict[str, float]
+
+
+@dataclass
+class Bench:
+    """Base, experts and tasks, opened once, and every validation accuracy that was measured."""
+
+    base: Checkpoint
+    experts: tuple[Checkpoint, ...]
+    study: awd.Study
+    tasks: tuple[Task, ...]
+
+    def accuracy(self, fields: dict[str, Any], split: str) -> tuple[TaskAccuracy, ...]:
+        """Accuracy of one recipe on every task."""
+        recipe = awd.Recipe(
+            base=self.base.source, experts=[expert.source for expert in self.experts], **fields
+        )
+        opened = (self.base, self.experts)
+        return evaluate_recipe(recipe, self.tasks, split, study=self.study, checkpoints=opened)
+
+    def best_coefficient(self, fields: dict[str, Any]) -> tuple[float, float]:
+        """(validation accuracy, lambda): up the grid until three steps in a row do not help."""
+        best, since = (-1.0, 0.0), 0
+        for coefficient in LAMBDAS:
+            found = self.accuracy({**fields, "coefficient": coefficient}, "validation")
+            mean = mean_accuracy(found)
+            if mean > best[0]:
+                best, since = (mean, coefficient), 0
+            else:
+                since += 1
+            if since == 3:
+                break
+        return best
+
+
+def open_bench(folders: Sequence[Path] | None) -> Bench:
+    """The shipped zoo, or experts from other folders in the order of the tasks."""
+    base = awd.open_checkpoint("zoo:base")
+    sources = [f"zoo:{key}" for key in zoo.TASK_KEYS] if folders is None else map(str, folders)
+    experts = tuple(awd.open_checkpoint(source) for source in sources)
+    return Bench(base, experts, awd.collect(base, experts), zoo.tasks())
+
+
+def candidates() -> Iterator[tuple[str, dict[str, Any], tuple[float | None, ...]]]:
+    """Name, recipe fields and norm constraints of everything that chooses a lambda."""
+    yield "task arithmetic", {"method": "task_arithmetic"}, (None,)
+    yield "TIES", {"method": "ties"}, (None,)
+    for granularity in GRANULARITIES:
+        fields = {"method": "task_arithmetic", "disentangle": {"granularity": granularity}}
+        yield f"AWD ({granularity}) + task arithmetic", fields, ALPHAS
+
+
+def measure(bench: Bench) -> list[Row]:
+    """Every row of the table."""
+    base_test = _of_encoder(bench, bench.base, "test")
+    experts_test = _own_experts(bench, "test")
+
+    def row(
+        name: str,
+        found: tuple[TaskAccuracy, ...],
+        validation: float,
+        coefficient: float | None = None,
+        alpha: float | None = None,
+        cosine: tuple[float, float] | None = None,
+    ) -> Row:
+        recovered = recovered_gap(found, base_test, experts_test)
+        per_task = {one.task: one.accuracy for one in found}
+        return Row(
+            name,
+            coefficient,
+            alpha,
+            validation,
+            mean_accuracy(found),
+            recovered,
+            cosine,
+            per_task,
+        )
+
+    base_validation = mean_accuracy(_of_encoder(bench, bench.base, "validation"))
+    experts_validation = mean_accuracy(_own_experts(bench, "validation"))
+    rows = [
+        row("base", base_test, base_validation),
+        row("experts, each on its own task", experts_test, experts_validation),
+    ]
+    average = {"method": "average"}
+    average_validation = mean_accuracy(bench.accuracy(average, "validation"))
+    rows.append(row("average", bench.accuracy(average, "test"), average_validation))
+    for name, fields, alphas in candidates():
+        start = time.perf_counter()
+        best, chosen, alpha = (-1.0, 0.0), fields, None
+        for candidate in alphas:
+            tried = _with_alpha(fields, candidate)
+            found = bench.best_coefficient(tried)
+            if found[0] > best[0]:
+                best, chosen, alpha = found, tried, candidate
+        test = bench.accuracy({**chosen, "coefficient": best[1]}, "test")
+        rows.append(row(name, test, best[0], best[1], alpha, _cosine(bench, chosen)))
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return rows
+
+
+def _with_alpha(fields: dict[str, Any], alpha: float | None) -> dict[str, Any]:
+    if alpha is None:
+        return fields
+    settings = {**fields["disentangle"], "alpha_relative": alpha, "lr_relative": 0.01}
+    return {**fields, "disentangle": settings}
+
+
+def _cosine(bench: Bench, fields: dict[str, Any]) -> tuple[float, float] | None:
+    if "disentangle" not in fields:
+        return None
+    solved = awd.disentangle(bench.study, **fields["disentangle"])
+    return solved.mean_absolute_cosine
+
+
+def _of_encoder(bench: Bench, checkpoint: Checkpoint, split: str) -> tuple[TaskAccuracy, ...]:
+    return evaluate(Encoder.from_folder(checkpoint.path), bench.tasks, split)
+
+
+def _own_experts(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
+    found = []
+    for expert, task in zip(bench.experts, bench.tasks, strict=True):
+        recipe = awd.Recipe(base=bench.base.source, experts=[expert.source], coefficient=1.0)
+        opened = (bench.base, (expert,))
+        found += evaluate_recipe(recipe, (task,), split, checkpoints=opened)
+    return tuple(found)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    lines = [
+        "| | λ | α / α_crit | validation | test | share of the gap | mean abs. cos |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cosine = "" if row.cosine is None else f"{row.cosine[0]:.4f} → {row.cosine[1]:.4f}"
+        alpha = "" if row.alpha is None else f"{row.alpha:g}"
+        coefficient = "" if row.coefficient is None else f"{row.coefficient:g}"
+        lines.append(
+            f"| {row.name} | {coefficient} | {alpha} | {row.validation:.4f} | {row.test:.4f} |"
+            f" {row.recovered:.1%} | {cosine} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--experts", type=Path, nargs="+", help="expert folders, in task order")
+    parser.add_argument("--json", type=Path, help="also write every number there")
+    arguments = parser.parse_args()
+    rows = measure(open_bench(arguments.experts))
+    print(markdown(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Streamlit app. It never touches a weight itself."""

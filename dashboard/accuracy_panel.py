@@ -1,0 +1,129 @@
+"""Accuracy of base, experts and the merge as set, evaluated in the background."""
+
+import streamlit as st
+
+from analysis import figures, tables
+from awd_core import AwdError, Study
+from awd_core.evaluation import LIVE_SAMPLE, TaskAccuracy, mean_accuracy, recovered_gap
+from dashboard import evaluations, state
+from dashboard.charts import chart, theme
+from dashboard.state import Setting
+
+# What can be evaluated: title -> (split, texts per task).
+SAMPLES: dict[str, tuple[str, int | None]] = {
+    f"{LIVE_SAMPLE} texts a task": ("validation", LIVE_SAMPLE),
+    "whole validation split": ("validation", None),
+    "whole test split": ("test", None),
+}
+SAMPLES_HELP = """
+Tune on validation texts; look at the test split at the end, or it is no test any more.
+Error bars are one standard error, √(p(1−p)/n).
+"""
+SECONDS_BETWEEN_LOOKS = 0.4
+
+
+def accuracy_panel(study: Study, setting: Setting) -> None:
+    """Draw the panel; it fills itself when a result arrives, and never holds up the page."""
+    if not evaluations.is_zoo(study):
+        st.info(
+            "The tasks that come with AWD Studio belong to the zoo's experts. Export this merge on"
+            " the page Ship and evaluate it on your own tasks.",
+            icon=":material/info:",
+        )
+        return
+    sample = st.segmented_control(
+        "Accuracy on",
+        tuple(SAMPLES),
+        default=next(iter(SAMPLES)),
+        required=True,
+        key="sample",
+        help=SAMPLES_HELP,
+    ) or next(iter(SAMPLES))
+    if _look(study, setting, sample) is None:
+        _waiting(study, setting, sample)
+    else:
+        _draw(study, setting, sample)
+
+
+def _look(study: Study, setting: Setting, sample: str) -> evaluations.Result | AwdError | None:
+    """The merge's result when everything is known; else None, and it is being worked out."""
+    split, limit = SAMPLES[sample]
+    recipe = setting.recipe(study)
+    asked = {
+        "experts": (study.digest, evaluations.experts_work(study, split, limit)),
+        "base": (study.digest, evaluations.base_work(split, limit)),
+        "merge": (recipe.digest, evaluations.merge_work(recipe, study, split, limit)),
+    }
+    found = {
+        name: state.evaluator().ask(
+            f"{state.session_id()}:{name}", (name, digest, split, limit), work
+        )
+        for name, (digest, work) in asked.items()
+    }
+    for result in found.values():
+        if isinstance(result, AwdError):
+            return result
+    if any(result is None for result in found.values()):
+        return None
+    state.note_evaluated((recipe.digest, sample), found, _in_words(setting))
+    return found["merge"]
+
+
+@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
+def _waiting(study: Study, setting: Setting, sample: str) -> None:
+    if _look(study, setting, sample) is not None:
+        st.rerun()
+    st.caption(":material/hourglass_top: evaluating this setting…")
+    shown = state.newest_evaluated()
+    if shown is not None:
+        _bars({"base": shown["base"], "experts": shown["experts"], "last": shown["merge"]})
+
+
+def _draw(study: Study, setting: Setting, sample: str) -> None:
+    result = _look(study, setting, sample)
+    if isinstance(result, AwdError):
+        state.show_error(result)
+        return
+    found, previous = state.evaluated()
+    share = recovered_gap(found["merge"], found["base"], found["experts"])
+    st.markdown(
+        f"**{mean_accuracy(found['merge']):.1%}** mean accuracy:"
+        f" base {mean_accuracy(found['base']):.1%},"
+        f" experts on their own tasks {mean_accuracy(found['experts']):.1%}."
+        f" The merge recovers **{share:.0%}** of the gap."
+    )
+    settings = {"base": found["base"], "experts": found["experts"]}
+    if previous is not None:
+        settings["last"] = previous[0]["merge"]
+    _bars({**settings, "this": found["merge"]})
+    n = found["merge"][0].n
+    last = f" Last setting: {previous[1]}." if previous is not None else ""
+    st.caption(f"About {n} {found['merge'][0].split} texts a task; bars: ± 1 standard error.{last}")
+
+
+def _bars(settings: dict[str, tuple[TaskAccuracy, ...]]) -> None:
+    names = {
+        "base": "base",
+        "experts": "own expert",
+        "last": "last setting",
+        "this": "this setting",
+    }
+    table = tables.accuracies({names[key]: result for key, result in settings.items()})
+    chart(
+        figures.accuracy_bars(table, theme=theme()),
+        "accuracy_" + "_".join(settings),
+        "Bars of accuracy for each task: base, own expert, last and this setting.",
+    )
+
+
+def _in_words(setting: Setting) -> str:
+    awd = "no AWD"
+    if setting.disentangle is not None:
+        chosen = setting.disentangle
+        alpha = (
+            f"α {chosen.alpha:g}"
+            if chosen.alpha is not None
+            else f"α {chosen.alpha_relative:g} α_crit"
+        )
+        awd = f"AWD {chosen.granularity}, {alpha}"
+    return f"{setting.method.replace('_', ' ')}, λ {setting.coefficients[0]:g}, {awd}"

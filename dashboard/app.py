@@ -1,0 +1,30 @@
+"""The router: one row per page, the shared settings in the sidebar, then the page."""
+
+import streamlit as st
+
+from dashboard import controls, state
+
+st.set_page_config(
+    page_title="AWD Studio",
+    page_icon=":material/join_inner:",
+    layout="wide",
+    initial_sidebar_state=330,  # pixels: four granularities stand in one line
+)
+page = st.navigation(
+    [
+        st.Page(
+            "views/interference.py", title="Interference", icon=":material/grid_on:", default=True
+        ),
+        st.Page("views/tune.py", title="Tune", icon=":material/tune:"),
+        st.Page("views/ship.py", title="Ship", icon=":material/rocket_launch:"),
+        st.Page("views/open.py", title="Open", icon=":material/folder_open:"),
+    ],
+    position="top",
+)
+try:
+    study = state.open_study()
+    setting = controls.sidebar(study)
+    state.remember(study, setting)
+    page.run()
+except state.CoreError as error:
+    state.show_error(error)

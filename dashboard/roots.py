@@ -1,0 +1,38 @@
+"""Which folders the app may open: those under the allowed roots, and nothing else."""
+
+import os
+from pathlib import Path
+
+from awd_core import AwdError, files
+
+
+def allowed_roots() -> tuple[Path, ...]:
+    """`AWD_ROOTS` (a list like PATH), else the user's home, the working folder and our own."""
+    if chosen := os.environ.get("AWD_ROOTS"):
+        return tuple(Path(root).expanduser().resolve() for root in chosen.split(os.pathsep))
+    return Path.home().resolve(), Path.cwd().resolve(), files.home().resolve()
+
+
+def allowed(path: str) -> Path:
+    """The folder, with links resolved.
+
+    Raises:
+        AwdError: It lies outside the allowed roots.
+    """
+    resolved = Path(path).expanduser().resolve()
+    if not any(resolved == root or root in resolved.parents for root in allowed_roots()):
+        raise AwdError(
+            "This folder is outside of what the app may open",
+            where=path,
+            expected=f"a folder under {', '.join(map(str, allowed_roots()))}",
+            remedy="Start the app with AWD_ROOTS set to the folders that it may open.",
+        )
+    return resolved
+
+
+def allowed_source(source: str) -> str:
+    """A folder under the allowed roots, or a source that is no path on this machine."""
+    path = Path(source).expanduser()
+    if path.exists() or source.startswith(("/", ".", "~")):
+        return str(allowed(source))
+    return source

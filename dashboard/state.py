@@ -1,0 +1,179 @@
+"""What is open and what is set. The only file that names keys of the session state."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+import awd_core as awd
+from analysis.view import View
+from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
+from awd_core.method import LinearMethod
+from dashboard.evaluations import Evaluator
+
+CoreError = AwdError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the sliders stand: everything that decides a merge of the open study.
+
+    Attributes:
+        disentangle: AWD's settings; None when AWD is off.
+        method: Key of the merge method.
+        coefficients: lambda of every expert.
+        knobs: The method's own.
+    """
+
+    disentangle: Settings | None
+    method: str
+    coefficients: tuple[float, ...]
+    knobs: tuple[tuple[str, float], ...] = ()
+
+    def recipe(self, study: Study) -> Recipe:
+        """The merge as data."""
+        fields: dict[str, Any] = {
+            "base": study.base.source,
+            "experts": [source.source for source in study.sources],
+            "method": self.method,
+            "disentangle": self.disentangle,
+            "exclude": study.exclude,
+            "knobs": dict(self.knobs),
+        }
+        if awd.find_method(self.method).takes_coefficients:
+            if len(set(self.coefficients)) == 1:
+                fields["coefficient"] = self.coefficients[0]
+            else:
+                fields["coefficients"] = self.coefficients
+        return Recipe(**fields)
+
+    def multipliers(self, study: Study) -> np.ndarray | None:
+        """What a linear method multiplies every vector with; None for the others."""
+        method = self.recipe(study).build_method()
+        if not isinstance(method, LinearMethod):
+            return None
+        return method.multipliers(np.array(self.coefficients))
+
+
+def open_study() -> Study:
+    """The study of this session: chosen on the page Open, given at the start, or the zoo's."""
+    chosen = st.session_state.get("study_folder") or os.environ.get("AWD_STUDY")
+    if chosen:
+        return _study(chosen, _stamp(Path(chosen)))
+    with st.spinner("Reading the task vectors of the zoo, once…", show_time=True):
+        return _zoo_study()
+
+
+def choose_study(folder: Path | None) -> None:
+    """Open another study in this session; None is the zoo."""
+    folder = _zoo_study().path if folder is None else folder
+    st.session_state["study_folder"] = str(folder)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _study(folder: str, stamp: str) -> Study:
+    return awd.open_study(folder)
+
+
+def _stamp(folder: Path) -> str:
+    """Changes when a study is collected anew at the same place."""
+    marker = folder / "complete"
+    return marker.read_text(encoding="utf-8") if marker.exists() else ""
+
+
+@st.cache_resource(show_spinner=False)
+def _zoo_study() -> Study:
+    experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
+    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
+
+
+def solved(study: Study, settings: Settings | None) -> Disentangled:
+    """AWD for these settings; solved once for everybody."""
+    return _solved(study.digest, settings, study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _solved(digest: str, settings: Settings | None, _study: Study) -> Disentangled:
+    return awd.no_redundancy(_study) if settings is None else awd.solve(_study, settings)
+
+
+def view(study: Study, setting: Setting) -> View:
+    """What the measures look at. A method that is not linear is seen through its vectors alone."""
+    multipliers = setting.multipliers(study)
+    if multipliers is None:
+        multipliers = np.array(setting.coefficients)
+    return _view(study.digest, setting.disentangle, tuple(multipliers.tolist()), study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _view(
+    digest: str, settings: Settings | None, multipliers: tuple[float, ...], _study: Study
+) -> View:
+    return View(_study, solved(_study, settings), np.array(multipliers))
+
+
+@st.cache_resource(show_spinner=False)
+def evaluator() -> Evaluator:
+    """The one evaluator of this server."""
+    return Evaluator()
+
+
+def remember(study: Study, setting: Setting) -> None:
+    """Keep the setting for the page that runs next."""
+    st.session_state["current"] = (study, setting)
+
+
+def current() -> tuple[Study, Setting]:
+    """The open study and where the sliders stand."""
+    return st.session_state["current"]
+
+
+def session_id() -> str:
+    """A name for this browser tab."""
+    return st.session_state.setdefault("session_id", os.urandom(8).hex())
+
+
+def note_evaluated(key: Any, found: dict[str, Any], description: str) -> None:
+    """Keep the newest results; those of another setting become the last ones."""
+    newest = st.session_state.get("evaluated")
+    if newest is not None and newest[0] == key:
+        return
+    st.session_state["evaluated"] = (key, found, description)
+    # Sample sizes differ between kinds of evaluation; only like is compared with like.
+    alike = newest if newest is not None and newest[0][1] == key[1] else None
+    st.session_state["evaluated_before"] = alike and (alike[1], alike[2])
+
+
+def newest_evaluated() -> dict[str, Any] | None:
+    """The newest results by name: `base`, `experts`, `merge`."""
+    newest = st.session_state.get("evaluated")
+    return None if newest is None else newest[1]
+
+
+def evaluated() -> tuple[dict[str, Any], tuple[dict[str, Any], str] | None]:
+    """The newest results, and those of the setting before with its description."""
+    _, found, _ = st.session_state["evaluated"]
+    return found, st.session_state.get("evaluated_before")
+
+
+def job_id() -> str | None:
+    """The job this session looks at."""
+    return st.session_state.get("job")
+
+
+def watch_job(job: str | None) -> None:
+    """Look at this job from now on."""
+    st.session_state["job"] = job
+
+
+def show_error(error: AwdError) -> None:
+    """What went wrong, where, what was expected, what to do."""
+    st.error(f"**{error.problem.rstrip('.')}.**", icon=":material/error:")
+    for name in ("where", "received", "expected"):
+        if value := getattr(error, name):
+            st.markdown(f"- **{name.capitalize()}:** `{value}`")
+    if error.remedy:
+        st.markdown(f"**What to do:** {error.remedy}")

@@ -1,0 +1,111 @@
+"""Tune: what the redundant vector and the coefficients do, and what the merge then knows."""
+
+import streamlit as st
+
+from analysis import figures, tables
+from analysis.view import View
+from awd_core import Study
+from dashboard import state
+from dashboard.accuracy_panel import accuracy_panel
+from dashboard.charts import chart, theme
+from dashboard.state import Setting
+
+
+def show() -> None:
+    """Draw the page."""
+    study, setting = state.current()
+    view = state.view(study, setting)
+    st.title("Tune the merge")
+    _numbers(study, setting, view)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _cosines(study, view)
+    with right:
+        accuracy_panel(study, setting)
+    _redundancy(view)
+    st.caption(f"{view.disentangled.outcome}" if setting.disentangle else "AWD is off.")
+
+
+def _numbers(study: Study, setting: Setting, view: View) -> None:
+    summary = tables.summary(view).set_index("key")
+    cosine = summary.loc["mean_absolute_cosine_after"]
+    columns = st.columns(4)
+    columns[0].metric(
+        "Mean |cos|, whole model",
+        f"{cosine['after']:.4f}",
+        f"{cosine['after'] - cosine['before']:+.4f} by AWD",
+        delta_color="inverse",
+        help="Mean over pairs of |cos| over all merged weights.",
+    )
+    columns[1].metric(
+        "Redundant vector ‖δ‖",
+        f"{view.disentangled.redundant_norm:.3g}",
+        f"{view.disentangled.relative_redundant_norm:.1%} of a mean task vector",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    if setting.multipliers(study) is None:
+        st.caption("The method is not linear: norm and retained signal of its merge need weights.")
+        return
+    merged, retained = summary.loc["merged_norm"], summary.loc["retained_signal"]
+    change = merged["after"] / merged["before"] - 1 if merged["before"] else 0.0
+    columns[2].metric(
+        "Merged norm ‖τ_M‖",
+        f"{merged['after']:.3g}",
+        f"{change:+.1%} by AWD",
+        delta_color="off",
+        help="Length of the step from the base to the merge. AWD shortens it: compare settings at"
+        " each one's best λ, not at the same λ.",
+    )
+    columns[3].metric(
+        "Retained signal",
+        f"{retained['after']:.2f}",
+        f"{retained['after'] - retained['before']:+.2f} by AWD",
+        delta_color="off",
+        help="⟨τ_M, τ_k⟩ / ‖τ_k‖², mean over experts: how much of an expert's own step the merge"
+        " takes along its direction. 1 is all of it.",
+    )
+
+
+def _cosines(study: Study, view: View) -> None:
+    if study.n_experts < 2:
+        st.info("One expert: there is no pair to compare.")
+        return
+    before = tables.matrix(view, when="before")
+    after = tables.matrix(view, when="after")
+    chart(
+        figures.before_after(
+            before, after, title="Cosine of every two experts, whole model", theme=theme()
+        ),
+        "model_matrices",
+        "Two matrices of cosines between experts over the whole model, before and after AWD.",
+    )
+
+
+def _redundancy(view: View) -> None:
+    first, second, third = st.columns(3, gap="medium")
+    with first:
+        chart(
+            figures.redundant_norm_bars(tables.redundant_by_block(view), theme=theme()),
+            "redundant",
+            "Bars of the redundant vector's norm in each block, relative to the task vectors'.",
+        )
+    with second:
+        chart(
+            figures.share_lines(tables.shares_by_block(view), theme=theme()),
+            "shares",
+            "Lines of w over lambda for each expert over the blocks; 1 means untouched.",
+        )
+    with third:
+        chart(
+            figures.loss_trace(tables.loss_trace(view), theme=theme()),
+            "trace",
+            "Line of AWD's loss over the descent steps.",
+        )
+    with st.expander("The numbers"):
+        st.dataframe(tables.shares_by_block(view), hide_index=True)
+        st.dataframe(tables.redundant_by_block(view), hide_index=True)
+        st.dataframe(tables.retained(view), hide_index=True)
+
+
+show()

@@ -1,0 +1,98 @@
+"""The whole way in a real browser: look, tune, export, verify; click a cell; paste a link."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.screens.conftest import AppServer
+
+pytestmark = pytest.mark.browser
+SOON = 60_000
+
+
+def visit(page: Page, server: AppServer, path: str = "") -> None:
+    page.goto(f"{server.url}/{path}")
+    expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=SOON)
+
+
+def heatmaps(page: Page) -> str:
+    """What the heatmaps of the page hold, as one string."""
+    return page.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(p => (p.data || []).map("
+        "t => JSON.stringify(t.z && (t.z.bdata || t.z))).join()).join('|')"
+    )
+
+
+def test_zoo_to_tuned_to_exported_to_verified(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server)
+    expect(page.locator(".heatmaplayer").first).to_be_visible(timeout=SOON)
+    before = heatmaps(page)
+    page.get_by_role("slider", name="Norm constraint α").focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('.js-plotly-plot')].map(p => (p.data || []).map("
+        "t => JSON.stringify(t.z && (t.z.bdata || t.z))).join()).join('|') !== before",
+        arg=before,
+        timeout=SOON,
+    )
+    page.get_by_role("link", name="Ship").click()
+    expect(page.get_by_role("heading", name="Ship the merge")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("alpha_relative: 0.05")).to_be_visible(timeout=SOON)
+    page.get_by_role("button", name="Export").click()
+    expect(page.get_by_text("Export is done")).to_be_visible(timeout=SOON)
+    page.get_by_role("button", name="Verify").click()
+    expect(page.get_by_text("Verification is done")).to_be_visible(timeout=SOON)
+    written = list((app_server.home / "merged").iterdir())
+    assert len(written) == 1
+    assert (written[0] / "provenance.json").exists()
+
+
+def test_a_click_on_a_cell_chooses_its_block(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server)
+    cells = page.locator(".js-plotly-plot").first
+    expect(cells.locator(".heatmaplayer").first).to_be_visible(timeout=SOON)
+    place = cells.evaluate(
+        """plot => {
+          const trace = plot._fullData[1], x = plot._fullLayout.xaxis, y = plot._fullLayout.yaxis;
+          const i = trace.x.findIndex(name => name === 'block 1');
+          const box = plot.getBoundingClientRect();
+          return [box.left + x._offset + x.c2p(trace.x[i]),
+                  box.top + y._offset + y.c2p(trace.y[i])];
+        }"""
+    )
+    page.mouse.click(*place)
+    expect(page.get_by_text("Tensors of block 1")).to_be_visible(timeout=SOON)
+
+
+def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server, "ship?granularity=tensor&lambda=0.5")
+    expect(page.get_by_text("granularity: tensor")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("coefficient: 0.5")).to_be_visible(timeout=SOON)
+
+
+def test_a_cancelled_export_leaves_nothing(
+    app_server: AppServer, page: Page, tmp_path: Path
+) -> None:
+    visit(page, app_server, "ship")
+    target = tmp_path / "cancelled"
+    page.get_by_label("Output folder").fill(str(target))
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Export").click()
+    page.get_by_role("button", name="Cancel").click(timeout=SOON)
+    expect(page.get_by_text(re.compile("was cancelled"))).to_be_visible(timeout=SOON)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dark_pages_have_dark_figures(app_server: AppServer, browser: Browser) -> None:
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    visit(page, app_server)
+    expect(page.locator(".heatmaplayer").first).to_be_visible(timeout=SOON)
+    colour = page.evaluate(
+        "document.querySelector('.js-plotly-plot')._fullLayout.font.color.toLowerCase()"
+    )
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    assert min(red, green, blue) > 128
+    context.close()

@@ -1,0 +1,182 @@
+"""Every page as a user meets it, without a browser: what is drawn is what the analysis says."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import awd_core as awd
+from analysis import tables
+from analysis.view import View
+from awd_core import zoo
+from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
+
+APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
+PAGES = ("interference", "tune", "ship", "open")
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def study(awd_home: Path) -> awd.Study:
+    experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
+    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
+
+
+def on(page: str) -> AppTest:
+    """The app on one page, drawn once."""
+    test = AppTest.from_file(APP, default_timeout=SECONDS).run()
+    return test.switch_page(f"views/{page}.py").run()
+
+
+def figure(test: AppTest, key: str) -> dict[str, Any]:
+    """The figure drawn under this key."""
+    charts = [chart.proto for chart in test.get("plotly_chart")]
+    found = [proto for proto in charts if proto.id.endswith(f"-{key}")]
+    assert found, f"no chart {key!r} among {[proto.id for proto in charts]}"
+    return json.loads(found[0].spec)
+
+
+def numbers(values: Any) -> np.ndarray:
+    """An array of a figure, whether it was sent as base64 or as a list."""
+    if not isinstance(values, dict):
+        return np.array(values, dtype=float)
+    import base64
+
+    array = np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
+    shape = [int(size) for size in values["shape"].split(",")] if "shape" in values else [-1]
+    return array.reshape(shape).astype(float)
+
+
+def view(study: awd.Study, coefficient: float = 0.3, **settings: Any) -> View:
+    solved = awd.disentangle(study, **settings)
+    return View(study, solved, np.full(study.n_experts, coefficient))
+
+
+START = {"granularity": "model", "alpha_relative": 0.1, "lr_relative": 0.01}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_on_the_zoo_without_a_click(page: str) -> None:
+    test = on(page)
+    assert not test.exception
+    assert not test.error
+    assert test.title
+
+
+def test_the_overview_shows_the_cosine_of_every_pair_in_every_block(study: awd.Study) -> None:
+    drawn = figure(on("interference"), "pairs")["data"][0]
+    table = tables.pair_by_block(view(study, **START))
+    expected = table.pivot_table(
+        index="pair", columns="block", values="cosine", sort=False, dropna=False
+    ).loc[drawn["y"], drawn["x"]]
+    np.testing.assert_allclose(numbers(drawn["z"]), expected, atol=1e-6)
+    assert drawn["zmin"] == -drawn["zmax"]
+
+
+@pytest.mark.parametrize("granularity", ["model", "block", "tensor", "row"])
+def test_granularity_and_norm_constraint_redraw_the_matrix(
+    study: awd.Study, granularity: str
+) -> None:
+    test = on("tune")
+    test.button_group(key="granularity").set_value(granularity).run()
+    test.select_slider(key="alpha").set_value(0.01).run()
+    assert not test.exception
+    settings = {"granularity": granularity, "alpha_relative": 0.01, "lr_relative": 0.01}
+    after = tables.matrix(view(study, **settings), when="after").to_numpy(copy=True)
+    np.fill_diagonal(after, np.nan)
+    drawn = figure(test, "model_matrices")["data"][1]
+    np.testing.assert_allclose(numbers(drawn["z"]), after, atol=1e-6)
+
+
+def test_alpha_can_be_given_in_the_papers_units(study: awd.Study) -> None:
+    test = on("tune")
+    test.button_group(key="alpha_units").set_value("paper's units").run()
+    expected = view(study, granularity="model", alpha=0.1).disentangled.redundant_norm
+    assert test.metric[1].value == f"{expected:.3g}"
+
+
+def test_lambda_changes_the_merged_norm_and_solves_nothing_anew(study: awd.Study) -> None:
+    test = on("tune")
+    before = test.metric[1].value
+    test.slider(key="lambda").set_value(0.6).run()
+    expected = tables.summary(view(study, 0.6, **START)).set_index("key")
+    assert test.metric[2].value == f"{expected.loc['merged_norm', 'after']:.3g}"
+    assert test.metric[1].value == before
+
+
+def test_lambda_for_each_expert_reaches_the_recipe() -> None:
+    test = on("ship")
+    test.toggle(key="apart").set_value(True).run()
+    test.slider(key="lambda_of_library").set_value(0.75).run()
+    recipe = awd.Recipe.from_yaml(test.code[0].value)
+    assert recipe.coefficients is not None
+    assert recipe.coefficients[0] == 0.75
+    assert set(recipe.coefficients[1:]) == {0.3}
+
+
+def test_awd_off_leaves_the_task_vectors_alone(study: awd.Study) -> None:
+    test = on("tune")
+    test.toggle(key="awd").set_value(False).run()
+    assert test.metric[1].value == "0"
+    before, after = figure(test, "model_matrices")["data"]
+    np.testing.assert_array_equal(numbers(before["z"]), numbers(after["z"]))
+
+
+@pytest.mark.parametrize("method", ["average", "ties"])
+def test_other_methods_have_their_own_recipe(method: str) -> None:
+    test = on("ship")
+    test.selectbox(key="method").set_value(method).run()
+    assert not test.exception
+    assert awd.Recipe.from_yaml(test.code[0].value).method == method
+
+
+def test_block_slider_shows_the_tensors_of_the_block(study: awd.Study) -> None:
+    test = on("interference")
+    test.select_slider(key="block").set_value("block 3").run()
+    shown = test.dataframe[0].value
+    assert len(shown) == sum(tensor.block == "block 3" for tensor in study.tensors)
+
+
+def test_accuracy_appears_by_itself_and_is_that_of_the_recipe(study: awd.Study) -> None:
+    test = on("tune")
+    deadline = time.monotonic() + SECONDS
+    while not any("mean accuracy" in text.value for text in test.markdown):
+        assert time.monotonic() < deadline, "no accuracy appeared"
+        time.sleep(0.5)
+        test.run()
+    recipe = awd.Recipe.from_yaml(on("ship").code[0].value)
+    found = evaluate_recipe(recipe, zoo.tasks(), "validation", LIVE_SAMPLE, study=study)
+    shown = next(text.value for text in test.markdown if "mean accuracy" in text.value)
+    assert f"**{mean_accuracy(found):.1%}** mean accuracy" in shown
+
+
+def test_open_explains_itself_and_says_what_is_wrong(tmp_path: Path) -> None:
+    test = on("open")
+    assert any("two experts" in info.value for info in test.info)
+    test.text_input[1].set_value("/nowhere/base").run()
+    test.text_area[0].set_value("/nowhere/expert").run()
+    assert "outside of what the app may open" in test.error[0].value
+
+
+def test_open_shows_the_preflight_of_folders_that_do_not_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_ROOTS", str(zoo.base_folder().parents[1]))
+    monkeypatch.chdir(tmp_path)
+    test = on("open")
+    test.text_input[1].set_value(str(zoo.base_folder())).run()
+    test.text_area[0].set_value("zoo:library\nzoo:library").run()
+    assert not test.exception
+    table = test.dataframe[0].value
+    assert "the same weights as expert" in table["received"].iloc[0]
+
+
+def test_export_over_an_existing_folder_says_so(tmp_path: Path) -> None:
+    test = on("ship")
+    test.text_input[0].set_value(str(tmp_path)).run()
+    next(button for button in test.button if button.label == "Export").click().run()
+    assert "exists already" in test.error[0].value
