@@ -65,15 +65,12 @@ def figure(
 
 
 def categories(theme: Theme, names: Sequence[str], labels: Sequence[str] | None = None) -> Axis:
-    """An axis of names, every one of them shown, under shorter labels if there are any."""
-    return {
+    """An axis of names; under shorter labels if there are any, else as many as find room."""
+    axis = {
         "type": "category",
         "categoryorder": "array",
         "categoryarray": list(names),
         "range": [-0.5, len(names) - 0.5],
-        "tickmode": "array",
-        "tickvals": list(names),
-        "ticktext": list(labels or names),
         "tickfont": {"color": theme.muted, "size": 11},
         "ticks": "",
         "ticklabelstandoff": 3,
@@ -83,11 +80,16 @@ def categories(theme: Theme, names: Sequence[str], labels: Sequence[str] | None 
         "zeroline": False,
         "fixedrange": True,
     }
+    if labels is not None and list(labels) != list(names):
+        axis |= {"tickmode": "array", "tickvals": list(names), "ticktext": list(labels)}
+    return axis
 
 
 def rows(theme: Theme, names: Sequence[str], labels: Sequence[str] | None = None) -> Axis:
-    """A vertical axis of names, the first on top."""
-    return categories(theme, names, labels) | {"range": [len(names) - 0.5, -0.5]}
+    """A vertical axis of names, the first on top; all are shown, for height is made for them."""
+    axis = categories(theme, names, labels) | {"range": [len(names) - 0.5, -0.5]}
+    every = {"tickmode": "array", "tickvals": list(names), "ticktext": list(labels or names)}
+    return axis | every
 
 
 def numbers(theme: Theme, title: str) -> Axis:

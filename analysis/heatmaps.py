@@ -289,7 +289,7 @@ def _cells(
         theme,
         key=key,
         height=height,
-        xaxis=categories(theme, columns, endings(columns, 24)),
+        xaxis=categories(theme, columns, endings(columns, 28)),
         yaxis=rows(theme, names, labels),
         plot_bgcolor=theme.empty,
         hovermode="closest",

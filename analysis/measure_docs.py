@@ -7,18 +7,17 @@ from analysis.measures import MEASURES
 
 FILE = Path(__file__).parent.parent / "docs" / "measures.md"
 
-_HEAD = """\
-# Measures
+_HEAD = r"""# Measures
 
 Every number of AWD Studio that is called a measure. This file is made from the declarations in
 `analysis/measures/` by `python -m analysis.measure_docs`; change those, not this.
 
-With base $\\theta_0$, experts $\\theta_k$, $k = 1..K$, task vectors $\\tau_k = \\theta_k - \\theta_0$,
-redundant vector $\\delta$, disentangled vectors $v_k = \\tau_k - \\delta$, coefficients $\\lambda_k$
-and merged task vector $\\tau_M = \\sum_k \\lambda_k v_k$. Every vector is restricted to the part that
-is looked at: the whole model, a block, a kind or a tensor. With $G_{ij} = \\langle \\tau_i, \\tau_j
-\\rangle$, $p_k = \\langle \\delta, \\tau_k \\rangle$ and $q = \\|\\delta\\|^2$, summed over the tensors
-of the part, everything here that needs only the Gram is exact for every linear merge, at every
+With base $\theta_0$, experts $\theta_k$, $k = 1..K$, task vectors $\tau_k = \theta_k - \theta_0$,
+redundant vector $\delta$, disentangled vectors $v_k = \tau_k - \delta$, coefficients $\lambda_k$
+and merged task vector $\tau_M = \sum_k \lambda_k v_k$. Every vector is restricted to the part
+that is looked at: the whole model, a block, a kind or a tensor. What needs only Gram matrices
+follows from $\langle \tau_i, \tau_j \rangle$, $\langle \delta, \tau_k \rangle$ and
+$\|\delta\|^2$, summed over the tensors of the part, and is exact for every linear merge at every
 granularity of AWD.
 
 A number that does not exist is NaN, and blank in figures: the cosine of a zero vector, the sign

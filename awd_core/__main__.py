@@ -190,6 +190,37 @@ def merge(
 
 
 @app.command()
+def convert(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    to: Annotated[str, typer.Option(help="mergekit")] = "mergekit",
+    study: Annotated[
+        Path | None, typer.Option(help="Study of its base and experts; collected if left out.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; printed if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe in the words of another tool."""
+    from awd_core.mergekit import to_mergekit
+
+    if to != "mergekit":
+        raise typer.BadParameter(f"{to!r}: only mergekit is known", param_hint="--to")
+    chosen = Recipe.load(recipe)
+    with Watcher(None, quiet=True) as watch:
+        opened = awd.open_study(study) if study else _study_of(chosen, watch)
+    text = to_mergekit(chosen, opened)
+    if output is not None:
+        awd.files.require_new(output)
+        output.write_text(text, encoding="utf-8")
+        _print_result({"written": str(output)}, as_json)
+    elif as_json:
+        _print_json({"mergekit": text})
+    else:
+        print(text, end="")
+
+
+@app.command()
 def evaluate(
     recipe_or_folder: Annotated[str, typer.Argument(help="Recipe, or a model folder.")],
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
@@ -248,6 +279,11 @@ def _open(base: str, experts: Sequence[str] | None) -> tuple[Checkpoint, list[Ch
     if base == "zoo" and not experts:
         base, experts = "zoo:base", [f"zoo:{key}" for key in zoo.TASK_KEYS]
     return awd.open_checkpoint(base), [awd.open_checkpoint(expert) for expert in experts or ()]
+
+
+def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:
+    base, experts = _open(recipe.base, recipe.experts)
+    return awd.collect(base, experts, progress=watch.progress, cancel=watch.cancelled)
 
 
 def _print_json(value: Any) -> None:

@@ -172,9 +172,8 @@ def plan_merge(
     if recipe.disentangle is None:
         return plan
     if recipe.disentangle.leaves_span:
-        found = solve_dense(
-            plan.merged, experts, recipe.disentangle, device=device, progress=progress, cancel=cancel
-        )
+        options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
+        found = solve_dense(plan.merged, experts, recipe.disentangle, **options)
         return replace(plan, dense=found.redundant)
     left_out = tuple(name for name in base.stored if name in excluded)
     digest = study_digest(base, experts, left_out)

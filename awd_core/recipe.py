@@ -15,7 +15,21 @@ from awd_core.method import MergeMethod, build
 from awd_core.methods import find_method
 from awd_core.validation import as_recipe_error
 
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a field that stands twice is an error; the last would win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{name!r} stands in it twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 class Recipe(BaseModel):
@@ -43,7 +57,7 @@ class Recipe(BaseModel):
     coefficient: Finite | None = None
     coefficients: tuple[Finite, ...] | None = None
     disentangle: Settings | None = None
-    knobs: dict[str, float | str] = Field(default_factory=dict)
+    knobs: dict[str, bool | float | str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
@@ -103,7 +117,7 @@ class Recipe(BaseModel):
             RecipeError: Not YAML, an unknown field (with the nearest known), or a bad value.
         """
         try:
-            fields = yaml.safe_load(text)
+            fields = yaml.load(text, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
             raise RecipeError(
                 "The recipe is not YAML", where=where, received=str(error).replace("\n", " ")

@@ -225,13 +225,20 @@ def collect(
         arrays, row_arrays = _statistics(
             tensors, experts, resolve_device(device), chunk_elements, progress, cancel
         )
-        save_file(arrays, folder / GRAM)
+        _save(arrays, folder / GRAM)
         if rows:
-            save_file(row_arrays, folder / ROW_GRAM)
+            _save(row_arrays, folder / ROW_GRAM)
         description = _describe(base, experts, tensors, exclude, digest)
         (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (folder / MARKER).write_text(digest, encoding="utf-8")
     return open_study(out)
+
+
+def _save(arrays: dict[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file(arrays, file)
+    except SafetensorError as error:  # its own kind, also for a disk that is full
+        raise OSError(str(error)) from error
 
 
 def _statistics(

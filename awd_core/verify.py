@@ -72,7 +72,7 @@ def verify(
     report = Reporter("Verifying", 3, progress, cancel)
     checks = [_hashes(folder, provenance)]
     report.advance(1, "hashes")
-    checks += [_inputs(provenance), _derive(folder, provenance["device"], cancel)]
+    checks += [_inputs(provenance), _derive(folder, provenance, cancel)]
     report.advance(1, "tensors")
     if load:
         checks.append(_attempt("transformers loads it", lambda: _load(folder)))
@@ -130,22 +130,30 @@ def _inputs(provenance: dict[str, Any]) -> Check:
     return Check(name, True, f"{same} files have the SHA-256 they had")
 
 
-def _derive(folder: Path, device: str, cancel: CancelFn | None) -> Check:
+def _derive(folder: Path, provenance: dict[str, Any], cancel: CancelFn | None) -> Check:
     name = "tensors follow from the recipe"
-    recipe = Recipe.load(folder / RECIPE)
-    gone = [source for source in (recipe.base, *recipe.experts) if _is_gone(source)]
+    # Where the inputs were read from: a path in the recipe may be relative to another folder.
+    paths = [source["path"] for source in provenance["inputs"]]
+    gone = [path for path in paths if not Path(path).exists()]
     if gone:
         return Check(name, None, f"inputs are not here: {', '.join(gone)}")
+    device = provenance["device"]
     if device == "cuda" and not torch.cuda.is_available():
         device = "cpu"
-    return _attempt(
-        name, lambda: _compare(folder, plan_merge(recipe, device=device, cancel=cancel), cancel)
-    )
 
+    def derive() -> str:
+        recipe = Recipe.load(folder / RECIPE)
+        if len(recipe.experts) != len(paths) - 1:
+            raise OutputError(
+                "The recipe does not have the experts that were merged",
+                where=folder / RECIPE,
+                received=f"{len(recipe.experts)} experts",
+                expected=f"{len(paths) - 1}",
+            )
+        recipe = recipe.model_copy(update={"base": paths[0], "experts": tuple(paths[1:])})
+        return _compare(folder, plan_merge(recipe, device=device, cancel=cancel), cancel)
 
-def _is_gone(source: str) -> bool:
-    path = Path(source).expanduser()
-    return not path.exists() and (path.is_absolute() or source.startswith("."))
+    return _attempt(name, derive)
 
 
 def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
@@ -173,10 +181,15 @@ def _equal(stored: StoredTensor | None, derived: torch.Tensor) -> bool:
 
 
 def _load(folder: Path) -> str:
-    from transformers import AutoModel
+    import transformers
 
     try:
-        model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        # AutoModel drops heads, and then misses what the model with its head does not have.
+        names = transformers.AutoConfig.from_pretrained(folder).architectures or []
+        kind = getattr(transformers, names[0], None) if names else None
+        model, info = (kind or transformers.AutoModel).from_pretrained(
+            folder, output_loading_info=True
+        )
     except Exception as error:  # whatever transformers raises means: it does not load
         raise OutputError(
             "transformers cannot load the folder", where=folder, received=error

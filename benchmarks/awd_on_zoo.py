@@ -30,8 +30,10 @@ from awd_core.evaluation import (
     recovered_gap,
 )
 
-LAMBDAS = tuple(round(0.1 * step, 2) for step in range(1, 16))
-ALPHAS = (0.0, 0.01, 0.1, 0.3)
+# Coarse steps up to where two in a row do not help, then half a step to both sides of the best.
+LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.3, 1.6)
+FINE = 0.05
+ALPHAS = (0.01, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,25 @@ class Bench:
         return evaluate_recipe(recipe, self.tasks, split, study=self.study, checkpoints=opened)
 
     def best_coefficient(self, fields: dict[str, Any]) -> tuple[float, float]:
-        """(validation accuracy, lambda): up the grid until three steps in a row do not help."""
-        best, since = (-1.0, 0.0), 0
+        """(validation accuracy, lambda) at the best lambda; the smaller one of equals."""
+        found: dict[float, float] = {}
+
+        def look(coefficient: float) -> float:
+            chosen = {**fields, "coefficient": coefficient}
+            found[coefficient] = mean_accuracy(self.accuracy(chosen, "validation"))
+            return found[coefficient]
+
+        best, since = -1.0, 0
         for coefficient in LAMBDAS:
-            found = self.accuracy({**fields, "coefficient": coefficient}, "validation")
-            mean = mean_accuracy(found)
-            if mean > best[0]:
-                best, since = (mean, coefficient), 0
-            else:
-                since += 1
-            if since == 3:
+            mean = look(coefficient)
+            best, since = (mean, 0) if mean > best else (best, since + 1)
+            if since == 2:
                 break
-        return best
+        peak = max(found, key=lambda coefficient: (found[coefficient], -coefficient))
+        for coefficient in (peak - FINE, peak + FINE):
+            look(round(coefficient, 2))
+        peak = max(found, key=lambda coefficient: (found[coefficient], -coefficient))
+        return found[peak], peak
 
 
 def open_bench(folders: Sequence[Path] | None) -> Bench:

@@ -1,15 +1,19 @@
 """The router: one row per page, the shared settings in the sidebar, then the page."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from dashboard import controls, state
 
 st.set_page_config(
     page_title="AWD Studio",
-    page_icon=":material/join_inner:",
+    page_icon=str(Path(__file__).parent / "icon.svg"),  # a named icon would be fetched
     layout="wide",
     initial_sidebar_state=330,  # pixels: four granularities stand in one line
 )
+# Figures need the width that the wide layout leaves empty at both sides.
+st.html("<style>.stMainBlockContainer {padding-left: 2rem; padding-right: 2rem}</style>")
 page = st.navigation(
     [
         st.Page(

@@ -8,7 +8,7 @@ granularity `tensor` or `row` no more than one tensor of every expert is in memo
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from awd_core.disentangle.objective import (
     gradient_coefficients,
     mean_absolute_cosine,
     mean_norms,
+    on_one_line,
 )
 from awd_core.disentangle.settings import (
     PAPER_ALPHA,
@@ -124,6 +125,7 @@ class _Descent:
         self._grams = self._measure_grams()
         self.n_active = int(((np.einsum("rkk->rk", self._grams) > 0).sum(1) >= 2).sum())
         self._alpha, self._lr = self._scales()
+        self._lr = np.where(on_one_line(self._grams), 0.0, self._lr)
 
     def measure(self) -> float:
         """L at delta, summed over the groups; keeps the Grams for the step that follows."""
@@ -184,11 +186,10 @@ class _Descent:
             total = total + grams.cpu().numpy()
         return np.asarray(total)
 
-    def _sums(self, function: object) -> np.ndarray:
+    def _sums(self, function: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         """Sum of `function` over the elements of delta, (rows,) float64."""
-        assert callable(function)
-        total = sum(function(delta.double()).sum(1).cpu().numpy() for delta in self.deltas)
-        return np.asarray(total)
+        sums = [function(delta.double()).sum(1) for delta in self.deltas]
+        return torch.stack(sums).sum(0).cpu().numpy()
 
     def _scales(self) -> tuple[np.ndarray, np.ndarray]:
         """alpha and beta of every group."""

@@ -22,7 +22,13 @@ from awd_core.disentangle.lanes import (
     store,
     with_sign,
 )
-from awd_core.disentangle.objective import PENALTIES, SWALLOWED, Penalty, mean_norms
+from awd_core.disentangle.objective import (
+    PARALLEL,
+    PENALTIES,
+    SWALLOWED,
+    Penalty,
+    mean_norms,
+)
 
 Until = Literal["steps", "converged"]
 
@@ -205,11 +211,11 @@ def _descend_block(
             moving = pick_less(waited, patience, lr, zero)
             lr = pick_less(waited, patience, lr, lr * half)
             waited = pick_less(waited, patience, waited, zero)
-            moving = pick_less(lr, shortest, zero, moving)
+            moving = pick_less(shortest, lr, moving, zero)
         store(trace, step, multiply_add(counted, loss, load(trace, step)))
         if step == steps:
             break
-        done = done + (pick_less(lr, shortest, zero, one) if converged else one)
+        done = done + (pick_less(shortest, lr, one, zero) if converged else one)
         for k in range(n_experts):
             slope = multiply_add(decay, load(c, k), load(h, k))
             speed = multiply_add(inertia, load(velocity, k), slope)
@@ -246,10 +252,13 @@ def _gather(grams, members, knobs):
     gram, floors, scalars = _rows(n_experts * (n_experts + 1) // 2), _rows(n_experts), _rows(6)
     for lane in range(LANES):
         group = members[min(lane, len(members) - 1)]
-        at, n_active = 0, 0
+        at, n_active, widest = 0, 0, 0.0
         for i in range(n_experts):
             for j in range(i + 1):
                 gram[at, lane] = grams[group, i, j] * knobs[group, 0]
+                squares = grams[group, i, i] * grams[group, j, j]
+                if squares > 0.0:
+                    widest = max(widest, 1.0 - grams[group, i, j] ** 2 / squares)
                 at += 1
             # A zero task vector takes no part: its floor is infinite, its inverse norm 0.
             square = gram[at - 1, lane]
@@ -257,6 +266,9 @@ def _gather(grams, members, knobs):
             n_active += square > 0.0
         for knob in range(4):
             scalars[knob, lane] = knobs[group, knob + 1]
+        # Vectors on one line, as single numbers are, stay where they are.
+        if widest < PARALLEL:
+            scalars[1, lane] = 0.0
         scalars[4, lane] = 2.0 / (n_active * (n_active - 1))
         scalars[5, lane] = 1.0 if lane < len(members) else 0.0
     return gram, floors, scalars

@@ -33,6 +33,10 @@ PENALTIES: tuple[Penalty, ...] = ("l2", "l2_squared", "none")
 # swallowed the expert. sqrt(2^-52) is where cancellation in M_kk leaves nothing.
 SWALLOWED = 1.5e-8
 
+# sin^2 of the widest angle in a group below which all its vectors lie on one line: every |cos| is
+# 1, the gradient is 0, and a descent would follow nothing but its rounding.
+PARALLEL = 1e-12
+
 
 def disentangled_grams(grams: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """M = G - p 1^T - 1 p^T + q, the Gram of v_k = tau_k - delta; (..., K, K)."""
@@ -62,6 +66,14 @@ def mean_absolute_cosine(grams: np.ndarray) -> np.ndarray:
 def mean_norms(grams: np.ndarray) -> np.ndarray:
     """`s = mean_k ||tau_k||`, the length that every group is measured in; (...,)."""
     return np.sqrt(np.einsum("...ii->...i", grams)).mean(-1)
+
+
+def on_one_line(grams: np.ndarray) -> np.ndarray:
+    """Whether all non-zero vectors of a group are parallel, as single numbers are; (...,)."""
+    squares = np.einsum("...ii->...i", grams)
+    products = squares[..., :, None] * squares[..., None, :]
+    sines = 1 - grams**2 / np.where(products > 0, products, np.inf)
+    return (np.where(products > 0, sines, 0.0) < PARALLEL).all((-1, -2))
 
 
 def gradient_coefficients(grams: np.ndarray) -> np.ndarray:

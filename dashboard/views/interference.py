@@ -125,7 +125,7 @@ def _tensors(view: View, block: str) -> None:
     table = tables.tensor_table(view, block)
     prefix = _common_prefix(list(table["tensor"]))
     table["tensor"] = table["tensor"].str.removeprefix(prefix)
-    shown = ("tensor", "kind", "shape", "cosine_before", "cosine_after", "redundant_norm")
+    shown = ("tensor", "cosine_before", "cosine_after", "redundant_norm", "kind", "shape")
     number = st.column_config.NumberColumn
     st.dataframe(
         table.sort_values("cosine_before", ascending=False),
@@ -133,6 +133,7 @@ def _tensors(view: View, block: str) -> None:
         height=420,
         column_order=shown,
         column_config={
+            "tensor": st.column_config.TextColumn("tensor", width=190),
             "cosine_before": number("|cos| before", format="%.3f"),
             "cosine_after": number("|cos| after", format="%.3f"),
             "redundant_norm": number("‖δ‖ / mean ‖τ‖", format="%.3f"),

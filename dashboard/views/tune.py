@@ -73,17 +73,17 @@ def _cosines(study: Study, view: View) -> None:
         return
     before = tables.matrix(view, when="before")
     after = tables.matrix(view, when="after")
+    limit = figures.symmetric_limit(before, after, percentile=100)
     chart(
-        figures.before_after(
-            before, after, title="Cosine of every two experts, whole model", theme=theme()
-        ),
-        "model_matrices",
-        "Two matrices of cosines between experts over the whole model, before and after AWD.",
+        figures.cosine_matrix(after, limit, "Cosine of every two experts, after AWD", theme()),
+        "model_matrix",
+        "Matrix of cosines between experts over the whole model, after AWD.",
     )
+    st.caption("Over the whole model. Page Interference shows it before and after, by block.")
 
 
 def _redundancy(view: View) -> None:
-    first, second, third = st.columns(3, gap="medium")
+    first, second, third = st.columns([3, 4, 3], gap="medium")
     with first:
         chart(
             figures.redundant_norm_bars(tables.redundant_by_block(view), theme=theme()),

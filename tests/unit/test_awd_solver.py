@@ -221,3 +221,14 @@ def test_zero_vectors_and_groups_without_a_pair_take_no_part() -> None:
         np.sign(found.coefficients[0, [0, 1, 3]]).tolist()
         == np.sign(three.coefficients[0]).tolist()
     )
+
+
+def test_vectors_on_one_line_have_no_redundancy() -> None:
+    """Single numbers, as a logit scale: every |cos| is 1, whatever is subtracted."""
+    numbers = random_vectors(50, 5, n=1)
+    for until in ("steps", "converged"):
+        found = solve(grams_of(numbers), until=until)
+        assert not found.coefficients.any()
+        assert found.losses[-1] == pytest.approx(1.0, rel=1e-12)
+    shared = random_vectors(1, 1, n=30)[0] * np.array([[1.0], [-2.0], [1e-3]])
+    assert not solve(grams_of(shared)[None]).coefficients.any()

@@ -4,15 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import awd_core as awd
-from awd_core.checkpoints.header import DTYPES, read_header, read_rows
-from tests.helpers import CONFIG, QUERY, State, base_state, bits, family, save, write_raw
+from awd_core.checkpoints.header import read_rows
+from tests.helpers import QUERY, State, base_state, bits, save
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -46,13 +45,6 @@ def test_every_tensor_is_read_as_it_was_saved(
     assert checkpoint.label == "m"
     assert checkpoint.kind == "weights"
     assert len(checkpoint.files) == (shards or 1)
-
-
-def test_every_type_of_the_format_is_known(tmp_path: Path) -> None:
-    state = {str(dtype): torch.ones(3, 2).to(dtype) for dtype in DTYPES.values()}
-    save_file(state, tmp_path / "all.safetensors")
-    found = read_header(tmp_path / "all.safetensors")
-    assert {name: str(tensor.dtype) for name, tensor in found.items()} == {n: n for n in state}
 
 
 def test_shards_without_an_index_are_all_read(tmp_path: Path) -> None:
@@ -93,9 +85,6 @@ def test_a_file_that_ends_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(awd.AwdError, match=r"cannot be read to the end.*Check the disk"):
         read(checkpoint)
-
-
-# --- folders that are not checkpoints -------------------------------------------------------------
 
 
 def no_config(folder: Path) -> None:
@@ -246,164 +235,3 @@ def test_shards_that_do_not_belong_together_are_refused(
     damage(folder)
     with pytest.raises(awd.AwdError, match=message):
         awd.open_checkpoint(folder)
-
-
-# --- headers --------------------------------------------------------------------------------------
-
-
-def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-TWICE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("header", "data", "message"),
-    [
-        (b"{", 0, r"header that is not JSON"),
-        (b"\xff\xfe", 0, r"header that is not JSON"),
-        (b"[" * 100_000, 0, r"header that is not JSON"),
-        ([1, 2], 0, r"header of type list.*a JSON object"),
-        (TWICE, 8, r"the same tensor name stands in it twice"),
-        ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12, r"tensor 'b' overlaps another"),
-        ({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}, 20, r"tensor 'b' leaves a hole"),
-        ({"a": entry([2], 4, 12)}, 12, r"tensor 'a' leaves a hole"),
-        ({"a": entry([3], 0, 8)}, 8, r"8 bytes for tensor 'a' of shape \[3\].*12 bytes"),
-        ({"a": entry([-2], 0, 8)}, 8, r"entry .* for tensor 'a'"),
-        ({"a": entry([2.0], 0, 8)}, 8, r"entry .* for tensor 'a'"),
-        ({"a": entry([True], 0, 4)}, 4, r"entry .* for tensor 'a'"),
-        ({"a": entry([2], 8, 0)}, 8, r"-8 bytes for tensor 'a'"),
-        ({"a": entry([2**62, 2**62], 0, 8)}, 8, r"8 bytes for tensor 'a'"),
-        ({"a": entry([2], 0, 8, "F33")}, 8, r"entry .* for tensor 'a'.*of a supported type"),
-        ({"a": {"dtype": "F32"}}, 0, r"entry .* for tensor 'a'"),
-        ({"a": 3}, 0, r"entry '3' for tensor 'a'"),
-    ],
-)
-def test_a_header_that_lies_is_refused(
-    tmp_path: Path, header: Any, data: int, message: str
-) -> None:
-    file = write_raw(tmp_path / "x.safetensors", header, bytes(data))
-    with pytest.raises(awd.AwdError, match=rf"not a valid safetensors file.*{message}.*Download"):
-        read_header(file)
-
-
-@pytest.mark.parametrize("length", [9, 10**8 + 1, 2**63, 2**64 - 1])
-def test_a_header_that_ends_beyond_the_file_is_refused(tmp_path: Path, length: int) -> None:
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(length.to_bytes(8, "little") + b"{}")
-    with pytest.raises(awd.AwdError, match=rf"header of {length:,} bytes in a file of 10 bytes"):
-        read_header(file)
-
-
-def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
-    assert read_header(write_raw(tmp_path / "x.safetensors", {"__metadata__": {"a": "b"}})) == {}
-
-
-# --- preflight ------------------------------------------------------------------------------------
-
-
-def shapes_differ(expert: State) -> None:
-    expert[QUERY] = torch.zeros(5, 11)
-
-
-def transposed(expert: State) -> None:
-    expert[QUERY] = expert[QUERY].T.contiguous()
-
-
-def tensor_missing(expert: State) -> None:
-    del expert[QUERY]
-
-
-def tensor_of_integers(expert: State) -> None:
-    expert[QUERY] = torch.zeros(5, 12, dtype=torch.int8)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (shapes_differ, r"\[5, 11\].*\[5, 12\], as in the base.*under `exclude`"),
-        (transposed, r"\[12, 5\].*\[5, 12\], as in the base.*under `exclude`"),
-        (tensor_missing, r"no such tensor.*\[5, 12\].*under `exclude`"),
-        (tensor_of_integers, r"type torch\.int8.*floats.*under `exclude`"),
-    ],
-)
-def test_an_expert_that_does_not_match_is_refused_with_its_tensor(
-    tmp_path: Path, change: Callable[[State], None], message: str
-) -> None:
-    expert = base_state(seed=1)
-    change(expert)
-    base = awd.open_checkpoint(save(tmp_path / "base", base_state()))
-    experts = [awd.open_checkpoint(save(tmp_path / "odd", expert))]
-    report = awd.preflight(base, experts)
-    assert not report.ok
-    where = rf"tensor '{QUERY}' of expert 'odd'"
-    with pytest.raises(awd.AwdError, match=rf"do not match.*{where}.*{message}"):
-        report.require_ok()
-    with pytest.raises(awd.AwdError, match=where):
-        awd.collect(base, experts, out=tmp_path / "study", device="cpu")
-    assert not (tmp_path / "study").exists()
-    assert awd.preflight(base, experts, exclude=[QUERY]).ok  # the remedy works
-
-
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    expert = {name: tensor for name, tensor in base_state().items() if "encoder" not in name}
-    base = awd.open_checkpoint(save(tmp_path / "base", base_state()))
-    report = awd.preflight(base, [awd.open_checkpoint(save(tmp_path / "odd", expert))])
-    assert sum(problem.severity == "error" for problem in report.problems) == 4
-    with pytest.raises(awd.AwdError, match=r"do not match \(3 more like this\)"):
-        report.require_ok()
-
-
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    base = awd.open_checkpoint(save(tmp_path / "base", base_state()))
-    config = CONFIG | {"model_type": "bert", "architectures": ["BertModel"]}
-    expert = awd.open_checkpoint(save(tmp_path / "odd", base_state(), config))
-    message = r"architecture bert.*BertModel.*architecture tiny.*Merge only experts"
-    with pytest.raises(awd.AwdError, match=message):
-        awd.preflight(base, [expert]).require_ok()
-
-
-def test_no_expert_is_refused(tmp_path: Path) -> None:
-    base = awd.open_checkpoint(save(tmp_path / "base", base_state()))
-    with pytest.raises(awd.AwdError, match=r"experts.*none.*two or more.*Give at least two"):
-        awd.collect(base, [], out=tmp_path / "study", device="cpu")
-
-
-def warnings(report: awd.Preflight) -> list[str]:
-    return [f"{p.where}: {p.received}. {p.remedy}" for p in report.problems if report.ok]
-
-
-def test_one_expert_only_is_a_warning(tmp_path: Path) -> None:
-    one = family(tmp_path, 1)
-    (found,) = warnings(awd.preflight(one.base, one.experts))
-    assert "expert 'expert-0': one expert only" in found
-    assert "AWD does nothing" in found
-
-
-def test_the_same_expert_twice_is_a_warning(tmp_path: Path) -> None:
-    one = family(tmp_path, 2)
-    copy = awd.open_checkpoint(save(tmp_path / "copy", one.expert_states[1]))
-    (found,) = warnings(awd.preflight(one.base, [*one.experts, copy]))
-    assert "expert 'copy': the same weights as expert 'expert-1'. Remove one" in found
-
-
-def test_a_tensor_that_the_base_has_not_is_a_warning(tmp_path: Path) -> None:
-    one = family(tmp_path, 2)
-    expert = one.expert_states[0] | {"classifier.weight": torch.ones(2, 2)}
-    odd = awd.open_checkpoint(save(tmp_path / "odd", expert))
-    (found,) = warnings(awd.preflight(one.base, [odd, one.experts[1]]))
-    assert "tensor 'classifier.weight' of expert 'odd'" in found
-    assert "left out of the merge" in found
-
-
-def test_a_match_has_no_problems_and_the_sizes_of_the_work(tmp_path: Path) -> None:
-    one = family(tmp_path, 3)
-    report = awd.preflight(one.base, one.experts)
-    assert report.ok
-    assert not report.problems
-    n_bytes = sum(tensor.nbytes for tensor in one.base_state.values())
-    floats = [tensor for tensor in one.base_state.values() if tensor.is_floating_point()]
-    assert report.estimate.parameters == sum(tensor.numel() for tensor in floats)
-    assert report.estimate.bytes_to_read == 4 * n_bytes
-    assert report.estimate.bytes_to_write == n_bytes
