@@ -114,9 +114,8 @@ def sign_heatmap(
         theme: Of the page.
         order: Pairs from top to bottom.
     """
-    limit = (
-        conflict_limit(np.asarray(table["conflict"], dtype=np.float64)) if limit is None else limit
-    )
+    if limit is None:
+        limit = conflict_limit(np.asarray(table["conflict"], dtype=np.float64))
     order = pair_order(table, "conflict") if order is None else order
     return _pairs(table, "conflict", order, conflict_colouring(limit, theme), title, theme)
 
@@ -320,7 +319,7 @@ def _markers(
 
 def _in_words(value: float, colouring: Colouring) -> str:
     if np.isnan(value):
-        return "no number: nothing moved here"
+        return "no number: nothing to compare"
     return f"{colouring.word} {value:.{colouring.digits}f}"
 
 
@@ -344,16 +343,14 @@ def _squares(
         "colorscale": scale(colouring.colours),
         "colorbar": colouring.bar(theme, min(height - 170, 220), np.stack(shown)),
     }
-    margin = {"l": 8, "r": 8, "t": 64 if len(matrices) > 1 else 40, "b": 8}
-    empty = theme.empty
+    layout["margin"] = {"l": 8, "r": 8, "t": 64 if len(matrices) > 1 else 40, "b": 8}
     return figure(
         traces,
         title,
         theme,
         key="matrix",
         height=height,
-        margin=margin,
-        plot_bgcolor=empty,
+        plot_bgcolor=theme.empty,
         **layout,
     )
 

@@ -4,13 +4,14 @@ A part of the scope `model` is called `model`; blocks, kinds and tensors come in
 experts and pairs in the study's order. A number that does not exist is NaN.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from analysis.arithmetic import mean, pairs
+from analysis.measure import Of
 from analysis.measures import (
     mean_absolute_cosine,
     measure,
@@ -283,9 +284,6 @@ def _experts_table(
             **{name: found.ravel() for name, found in values.items()},
         }
     )
-
-
-Of = Callable[[View, Scope], np.ndarray]
 
 
 def _with_model(view: View, of: Of) -> np.ndarray:

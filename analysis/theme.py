@@ -67,8 +67,3 @@ DARK = Theme(
         "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#C8CED6",
     ),
 )  # fmt: skip
-
-
-def theme(dark: bool) -> Theme:
-    """The theme for a page."""
-    return DARK if dark else LIGHT

@@ -158,7 +158,7 @@ class View:
     def _redundant_energies(self) -> np.ndarray:
         groups = self.disentangled.groups
         starts = np.array([groups_of.start for groups_of in groups.of_tensor], dtype=np.int64)
-        if groups.granularity != "row":
+        if not groups.by_row:
             c = self.disentangled.span_coefficients[starts]
             return c * diagonal(self.disentangled.by_tensor.grams)
         energies = self.disentangled.span_coefficients * diagonal(groups.grams)

@@ -91,6 +91,9 @@ def collect(
     ] = None,
     exclude: Exclude = None,
     rows: Annotated[bool, typer.Option(help="Keep row Grams; granularity row needs them.")] = True,
+    spectral: Annotated[
+        bool, typer.Option("--spectral", help="Keep Grams of rotated rows, for spectral.")
+    ] = False,
     device: Device = "auto",
     events: Events = None,
     as_json: AsJson = False,
@@ -104,6 +107,7 @@ def collect(
             output,
             device=device,
             rows=rows,
+            spectral=spectral,
             exclude=tuple(exclude or ()),
             progress=watch.progress,
             cancel=watch.cancelled,
@@ -157,8 +161,10 @@ def tune(
     result: dict[str, Any] = {
         "outcome": solved.outcome,
         "groups": len(solved.groups.labels),
-        "mean_absolute_cosine_before": before,
-        "mean_absolute_cosine_after": after,
+        "mean_absolute_cosine_of_groups_before": solved.objective[0],
+        "mean_absolute_cosine_of_groups_after": solved.objective[1],
+        "mean_absolute_cosine_of_model_before": before,
+        "mean_absolute_cosine_of_model_after": after,
         "redundant_norm": solved.redundant_norm,
         "redundant_norm_relative": solved.relative_redundant_norm,
     }

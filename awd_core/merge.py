@@ -16,6 +16,7 @@ from awd_core.errors import OutputError
 from awd_core.method import LinearMethod, MergeMethod, Vectors, sum_over_experts
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
+from awd_core.spectral import spectral_redundant
 from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
 from awd_core.study import Study, collect, matching, study_digest, with_distinct_labels
 from awd_core.writer import write_model
@@ -176,10 +177,18 @@ def plan_merge(
         found = solve_dense(plan.merged, experts, recipe.disentangle, **options)
         return replace(plan, dense=found.redundant)
     left_out = tuple(name for name in base.stored if name in excluded)
-    digest = study_digest(base, experts, left_out)
-    if study is None or study.digest != digest:
+    spectral = recipe.disentangle.granularity == "spectral"
+    # A study with the spectral level serves every granularity.
+    digests = {study_digest(base, experts, left_out, spectral=level) for level in (spectral, True)}
+    if study is None or study.digest not in digests:
         study = collect(
-            base, experts, exclude=left_out, device=device, progress=progress, cancel=cancel
+            base,
+            experts,
+            spectral=spectral,
+            exclude=left_out,
+            device=device,
+            progress=progress,
+            cancel=cancel,
         )
     disentangled = solve(study, recipe.disentangle)
     redundant = {
@@ -221,18 +230,42 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, prepared: Any) -> Iterator[
             base = read_base(tensor, start, stop, plan.device)
             yield counterpart.weights(start, stop, base)
         return
-    for chunk in chunks(tensor, plan.experts, plan.device):
-        vectors = _disentangled(plan, chunk)
+    for chunk, vectors in _disentangled_chunks(plan, tensor):
         update = plan.method.combine(prepared, vectors, plan.coefficients)
         # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
         yield torch.where(update == 0, chunk.base, chunk.base + update)
 
 
+def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chunk, torch.Tensor]]:
+    """Every chunk of one tensor with its v_k = tau_k - delta; tau_k itself without AWD."""
+    delta = _whole_redundant(plan, tensor)
+    for chunk in chunks(tensor, plan.experts, plan.device):
+        if delta is None:
+            yield chunk, _disentangled(plan, chunk)
+        else:
+            yield chunk, chunk.task_vectors - delta[chunk.start : chunk.stop]
+
+
+def _whole_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
+    """delta of a tensor where no chunk has enough to know its part of it, (rows, columns)."""
+    if not tensor.n_elements:
+        return None
+    if plan.dense is not None:
+        delta = plan.dense[tensor.name].reshape(tensor.matrix_shape)
+        return delta.to(plan.device, torch.float64)
+    settings = plan.recipe.disentangle
+    is_matrix = len(tensor.shape) >= 2
+    if settings is None or settings.granularity != "spectral" or not is_matrix:
+        return None
+    assert plan.redundant is not None
+    c = plan.redundant[tensor.name]
+    if not c.any():
+        return torch.zeros(tensor.matrix_shape, dtype=torch.float64, device=plan.device)
+    return spectral_redundant(tensor, plan.experts, plan.device, c)
+
+
 def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
     """v_k = tau_k - sum_j c_j tau_j on one chunk; tau_k itself without AWD."""
-    if plan.dense is not None:
-        delta = plan.dense[chunk.tensor.name].reshape(chunk.tensor.matrix_shape)
-        return chunk.task_vectors - delta[chunk.start : chunk.stop].to(chunk.task_vectors)
     if plan.redundant is None:
         return chunk.task_vectors
     c = plan.redundant[chunk.tensor.name]
@@ -244,8 +277,8 @@ def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
 def _vectors(plan: Plan) -> Vectors:
     def sweep() -> Iterator[torch.Tensor]:
         for tensor in plan.merged:
-            for chunk in chunks(tensor, plan.experts, plan.device):
-                yield _disentangled(plan, chunk)
+            for _, vectors in _disentangled_chunks(plan, tensor):
+                yield vectors
 
     return Vectors(len(plan.experts), plan.n_elements, sweep)
 

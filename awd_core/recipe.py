@@ -15,7 +15,6 @@ from awd_core.method import MergeMethod, build
 from awd_core.methods import find_method
 from awd_core.validation import as_recipe_error
 
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -25,10 +25,12 @@ from awd_core.errors import RecipeError, StudyError
 from awd_core.gram import base_square, pack, row_grams, unpack
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.signs import DENSITIES, SignCounts, sign_counts
+from awd_core.spectral import spectral_grams
 from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
 
 SCHEMA = 1
 STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
+SPECTRAL_GRAM = "spectral_gram.safetensors"
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,33 @@ class Study:
             )
         return unpack(self._rows[name])
 
+    def spectral_gram(self, name: str) -> np.ndarray:
+        """The Gram of every rotated row of one tensor, (r, K, K) float64; a vector is one row.
+
+        Raises:
+            StudyError: No tensor of this name, or a study without the spectral level.
+        """
+        position = self._position(name)
+        if not self.tensors[position].is_matrix or not self.grams[position].any():
+            return self.grams[position][None]
+        if name not in self._spectral:
+            raise StudyError(
+                "This study holds no spectral Grams",
+                where=self.path,
+                remedy="Collect it again with the spectral level, or use another granularity.",
+            )
+        return unpack(self._spectral[name])
+
     @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
-        file = self.path / ROW_GRAM if self.path else None
+        return self._level(ROW_GRAM)
+
+    @cached_property
+    def _spectral(self) -> dict[str, np.ndarray]:
+        return self._level(SPECTRAL_GRAM)
+
+    def _level(self, name: str) -> dict[str, np.ndarray]:
+        file = self.path / name if self.path else None
         if not file or not file.exists():
             return {}
         try:
@@ -158,6 +184,11 @@ class Study:
     def has_rows(self) -> bool:
         """Whether granularity `row` can be solved from this study."""
         return self.path is not None and (self.path / ROW_GRAM).exists()
+
+    @property
+    def has_spectral(self) -> bool:
+        """Whether granularity `spectral` can be solved from this study."""
+        return self.path is not None and (self.path / SPECTRAL_GRAM).exists()
 
     def _position(self, name: str) -> int:
         from awd_core.errors import nearest
@@ -180,6 +211,7 @@ def collect(
     *,
     device: str = "auto",
     rows: bool = True,
+    spectral: bool = False,
     exclude: Sequence[str] = (),
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
@@ -196,6 +228,8 @@ def collect(
         device: `auto`, `cpu` or `cuda`.
         rows: Whether to keep the Gram of every output row, which granularity `row` needs:
             4 K (K + 1) bytes a row.
+        spectral: Whether to keep the Grams of the rotated rows, which granularity `spectral`
+            needs: two more readings of the experts and an eigendecomposition for every matrix.
         exclude: Patterns (`*.bias`) of tensors that stay as they are in the base.
         progress: Called after each tensor.
         cancel: Polled after each tensor.
@@ -212,7 +246,7 @@ def collect(
     experts = with_distinct_labels(experts)
     excluded = matching(tuple(base.stored), exclude)
     preflight(base, experts, tuple(excluded)).require_ok()
-    digest = study_digest(base, experts, exclude, rows)
+    digest = study_digest(base, experts, exclude, rows, spectral)
     out = files.home() / "studies" / digest[:16] if out is None else Path(out)
     if (out / MARKER).exists():
         study = open_study(out)
@@ -228,6 +262,12 @@ def collect(
         _save(arrays, folder / GRAM)
         if rows:
             _save(row_arrays, folder / ROW_GRAM)
+        if spectral:
+            touched = [tensor for tensor in tensors if tensor.name in row_arrays]
+            _save(
+                _spectral_level(touched, experts, resolve_device(device), progress, cancel),
+                folder / SPECTRAL_GRAM,
+            )
         description = _describe(base, experts, tensors, exclude, digest)
         (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (folder / MARKER).write_text(digest, encoding="utf-8")
@@ -282,6 +322,22 @@ def _statistics(
     return arrays, rows
 
 
+def _spectral_level(
+    matrices: Sequence[StoredTensor],
+    experts: Sequence[Checkpoint],
+    device: torch.device,
+    progress: ProgressFn | None,
+    cancel: CancelFn | None,
+) -> dict[str, np.ndarray]:
+    total = sum(tensor.n_bytes for tensor in matrices)
+    report = Reporter("Rotating matrices", total, progress, cancel)
+    packed = {}
+    for tensor in matrices:
+        packed[tensor.name] = pack(spectral_grams(tensor, experts, device))
+        report.advance(tensor.n_bytes, tensor.name)
+    return packed
+
+
 def open_study(path: str | Path) -> Study:
     """Open a study folder; the weights need not exist.
 
@@ -333,7 +389,11 @@ def _damaged(folder: Path, error: Exception) -> StudyError:
 
 
 def study_digest(
-    base: Checkpoint, experts: Sequence[Checkpoint], exclude: Sequence[str], rows: bool = True
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    exclude: Sequence[str],
+    rows: bool = True,
+    spectral: bool = False,
 ) -> str:
     """SHA-256 of what decides a study: fingerprints, labels, filters, levels and schema."""
     parts = {
@@ -344,6 +404,8 @@ def study_digest(
         "rows": rows,
         "densities": DENSITIES,
     }
+    if spectral:
+        parts["spectral"] = True
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -183,6 +183,7 @@ def _equal(stored: StoredTensor | None, derived: torch.Tensor) -> bool:
 def _load(folder: Path) -> str:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     try:
         # AutoModel drops heads, and then misses what the model with its head does not have.
         names = transformers.AutoConfig.from_pretrained(folder).architectures or []

@@ -5,6 +5,7 @@ python -m benchmarks awd_solver   some; the sections of the others stay as they 
 """
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -19,11 +20,12 @@ TITLE = (
 
 
 def machine() -> str:
-    """Processor, cores and date of a measurement."""
+    """Date, processor, cores and what else was running at the time of a measurement."""
     cpus = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
     processor = names[0] if names else platform.processor()
-    return f"{datetime.date.today()}, {len(names) or '?'} x {processor}, {platform.system()}"
+    cores = f"{os.cpu_count()} x {processor}"
+    return f"{datetime.date.today()}, {cores}, {platform.system()}, load {os.getloadavg()[0]:.1f}"
 
 
 def sections() -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from analysis.measures import MEASURES
@@ -19,6 +20,7 @@ from analysis.view import View
 from awd_core import Settings, Study, solve
 from awd_core.disentangle import alpha_path
 from awd_core.disentangle.gram_solver import Descent, run
+from awd_core.disentangle.lanes import LANES
 from awd_core.disentangle.objective import gradient_coefficients
 from awd_core.signs import DENSITIES, SignCounts
 from awd_core.study import SourceInfo, TensorInfo
@@ -84,15 +86,23 @@ def against_full_space(most_steps: int, repeats: int) -> None:
 
 def latency(repeats: int) -> None:
     """The second table."""
-    print("\nGram solver alone, 300 steps (ms):\n\n| groups | K | p50 | p95 |\n|---|---|---|---|")
+    threads = numba.get_num_threads()
+    print(
+        f"\nGram solver alone, 300 steps, {threads} threads (ms). CPU: processor time over threads,"
+    )
+    print("which is p50 on a machine that does nothing else.\n")
+    print("| groups | K | p50 | p95 | CPU |\n|---|---|---|---|---|")
     cases = [(groups, 8) for groups in (1, 50, 300, 1000, 20_000, 83_000)]
     for groups, n_experts in cases + [(300, k) for k in (2, 4, 16, 32)]:
         grams = many_grams(groups, n_experts)
         ones = np.ones(groups)
         descent = Descent(ALPHA * ones, LR * 6 * ones, STEPS)
         count = repeats if groups < 10_000 else max(3, repeats // 5)
+        start = time.process_time()
         p50, p95 = quantiles(lambda grams=grams, descent=descent: run(grams, descent), count)
-        print(f"| {groups:,} | {n_experts} | {p50:.2f} | {p95:.2f} |", flush=True)
+        cpu = (time.process_time() - start) * 1e3 / (count + 1)
+        cpu /= threads if groups > LANES else 1
+        print(f"| {groups:,} | {n_experts} | {p50:.2f} | {p95:.2f} | {cpu:.2f} |", flush=True)
 
 
 def many_grams(groups: int, n_experts: int) -> np.ndarray:

@@ -56,14 +56,15 @@ def installed(folder: Path) -> Path:
     return folder / "bin" / "mergekit-yaml"
 
 
-def ulps(ours: torch.Tensor, theirs: torch.Tensor) -> int:
-    """Largest difference in steps from one bfloat16 to the next."""
+def ulps(ours: torch.Tensor, theirs: torch.Tensor, scale: torch.Tensor) -> float:
+    """Largest difference in bfloat16 units in the last place of `scale` or of the result.
 
-    def ordered(values: torch.Tensor) -> torch.Tensor:
-        bits = values.view(torch.int16).int()
-        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
-
-    return int((ordered(ours) - ordered(theirs)).abs().max())
+    Where base and task vectors cancel, mergekit's float32 sum has an error of the size of what was
+    summed, which is many units of the tiny result and far less than one of the base weight.
+    """
+    larger = torch.maximum(ours.float().abs(), scale.float().abs()).clamp(min=1e-30)
+    unit = 2.0 ** (larger.log2().floor() - 7)
+    return float(((ours.float() - theirs.float()).abs() / unit).max())
 
 
 def compare(folder: Path, command: Path) -> None:
@@ -74,6 +75,7 @@ def compare(folder: Path, command: Path) -> None:
         [awd.open_checkpoint(str(expert)) for expert in experts],
         folder / "study",
     )
+    weights = load_file(base / "model.safetensors")
     print("| AWD | tensors | elements that differ | largest difference (bf16 ulp) |")
     print("|---|---|---|---|")
     for granularity in (None, "model", "block", "tensor"):
@@ -97,9 +99,9 @@ def compare(folder: Path, command: Path) -> None:
         assert ours.keys() == theirs.keys()
         differ = sum(int((ours[key] != theirs[key]).sum()) for key in ours)
         total = sum(tensor.numel() for tensor in ours.values())
-        largest = max(ulps(ours[key], theirs[key]) for key in ours)
+        largest = max(ulps(ours[key], theirs[key], weights[key]) for key in ours)
         assert largest <= 1
-        print(f"| {name} | {len(ours)} | {differ} of {total:,} | {largest} |", flush=True)
+        print(f"| {name} | {len(ours)} | {differ} of {total:,} | {largest:.2g} |", flush=True)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ A page asks for what it wants to show and gets what is known; the thread works o
 request, drops work that nobody wants any more between two batches, and keeps every result.
 """
 
+import atexit
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -31,6 +32,20 @@ class Evaluator:
     _wanted: dict[str, _Request] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
+    _closing: bool = False
+
+    def __post_init__(self) -> None:
+        # A thread that is inside torch when the interpreter ends brings the process down.
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Drop all wishes and wait until the thread has ended."""
+        with self._changed:
+            self._closing = True
+            self._wanted.clear()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
     def ask(
         self, session: str, key: Hashable, work: Callable[[CancelFn], Result]
@@ -52,8 +67,10 @@ class Evaluator:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._wanted:
+                while not self._wanted and not self._closing:
                     self._changed.wait()
+                if self._closing:
+                    return
                 session, request = next(reversed(self._wanted.items()))
                 self._changed.wait(SECONDS_OF_REST)
                 if self._wanted.get(session) is not request:

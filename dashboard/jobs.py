@@ -17,6 +17,8 @@ from typing import Any
 
 from awd_core import files
 
+CANCEL_ASKED = "cancel-asked"
+
 # Children of this server, so that ended ones can be told from running ones.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -102,6 +104,9 @@ def status(job: Job) -> Status:
         last = _last_event(job.folder / "events.jsonl")
         if last.get("state", "running") != "running":
             return Status(last["state"], 1.0, message=last.get("message", ""))
+        # Stopped while the process was starting, it could not say so itself.
+        if (job.folder / CANCEL_ASKED).exists():
+            return Status("cancelled", 1.0)
         return Status("failed", message=_tail(job.folder / "log.txt"))
     fraction, seconds = last.get("fraction", 0.0), last.get("seconds", 0.0)
     left = seconds * (1 - fraction) / fraction if fraction else None
@@ -110,6 +115,7 @@ def status(job: Job) -> Status:
 
 def cancel(job: Job) -> None:
     """Ask the job to stop; it removes what it had begun and says so."""
+    (job.folder / CANCEL_ASKED).touch()
     try:
         os.killpg(job.pid, signal.SIGTERM)
     except ProcessLookupError:

@@ -216,6 +216,22 @@ def cancel_after(calls: int) -> Callable[[], bool]:
     return cancel
 
 
+def save_bert(folder: Path, seed: int = 0, head: bool = False, **sizes: int) -> Path:
+    """A tiny BERT, saved by transformers."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    small: dict[str, Any] = {
+        "vocab_size": 13,
+        "hidden_size": 8,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
+    config = BertConfig(**small | sizes, num_attention_heads=2, max_position_embeddings=10)
+    torch.manual_seed(seed)
+    (BertForMaskedLM(config) if head else BertModel(config)).save_pretrained(folder)
+    return folder
+
+
 def vector_study(root: Path, task_vectors: np.ndarray) -> awd.Study:
     """The study of one tensor whose task vectors are exactly these, (K, n) float64."""
     experts = [{"w": torch.from_numpy(np.array(vector))} for vector in task_vectors]

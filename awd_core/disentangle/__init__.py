@@ -9,7 +9,7 @@ from awd_core.disentangle.alpha_path import AlphaPath, alpha_path
 from awd_core.disentangle.dense_solver import DenseSolution, solve_dense
 from awd_core.disentangle.descent import as_descent
 from awd_core.disentangle.gram_solver import run
-from awd_core.disentangle.groups import Groups, groups
+from awd_core.disentangle.groups import Groups, granularities, groups
 from awd_core.disentangle.objective import (
     cosines,
     critical_alpha,
@@ -40,6 +40,7 @@ __all__ = [
     "critical_alphas",
     "disentangle",
     "disentangled_grams",
+    "granularities",
     "match_norm",
     "mean_absolute_cosine",
     "no_redundancy",
@@ -57,7 +58,7 @@ def disentangle(study: Study, granularity: Granularity = "model", **settings: An
 
     Args:
         study: The study.
-        granularity: `model`, `block`, `tensor` or `row`.
+        granularity: `model`, `block`, `tensor`, `row` or `spectral`.
         **settings: The other fields of `Settings`: alpha, alpha_relative, lr, lr_relative, steps,
             penalty, momentum, weight_decay, until, radius, row_average.
 
@@ -66,7 +67,7 @@ def disentangle(study: Study, granularity: Granularity = "model", **settings: An
 
     Raises:
         RecipeError: A setting is unknown or out of range.
-        StudyError: Granularity `row` on a study without rows.
+        StudyError: Granularity `row` or `spectral` on a study without that level.
 
     Cost: O(groups K^2 steps); model granularity, K = 8, 300 steps: under a millisecond.
     """

@@ -26,6 +26,11 @@ class Groups:
     grams: np.ndarray
     of_tensor: tuple[slice, ...]
 
+    @property
+    def by_row(self) -> bool:
+        """Whether a matrix has many groups, one for each (rotated) row."""
+        return self.granularity in ("row", "spectral")
+
     @cached_property
     def critical_alpha(self) -> np.ndarray:
         """alpha_crit of every group in the paper's units, (groups,)."""
@@ -40,7 +45,7 @@ class Groups:
     def n_siblings(self) -> np.ndarray:
         """How many groups the tensor of every group has: its rows at `row`, else 1; (groups,)."""
         counts = np.ones(len(self.labels))
-        if self.granularity == "row":
+        if self.by_row:
             for groups_of in self.of_tensor:
                 counts[groups_of] = groups_of.stop - groups_of.start
         return counts
@@ -50,10 +55,10 @@ def groups(study: Study, granularity: Granularity) -> Groups:
     """Cut a study.
 
     Raises:
-        StudyError: Granularity `row` on a study without rows.
+        StudyError: Granularity `row` or `spectral` on a study without that level.
     """
-    if granularity == "row":
-        return _rows(study)
+    if granularity in ("row", "spectral"):
+        return _rows(study, granularity)
     if granularity == "model":
         labels, positions = ("model",), [0] * len(study.tensors)
     elif granularity == "block":
@@ -69,14 +74,22 @@ def groups(study: Study, granularity: Granularity) -> Groups:
     )
 
 
-def _rows(study: Study) -> Groups:
+def granularities(study: Study) -> tuple[Granularity, ...]:
+    """What can be solved from this study, from coarse to fine."""
+    always: tuple[Granularity, ...] = ("model", "block", "tensor")
+    rows: tuple[Granularity, ...] = ("row",) if study.has_rows else ()
+    return always + rows + (("spectral",) if study.has_spectral else ())
+
+
+def _rows(study: Study, granularity: Granularity) -> Groups:
+    grams_of = study.row_gram if granularity == "row" else study.spectral_gram
     grams, labels, of_tensor, start = [], [], [], 0
     for position, tensor in enumerate(study.tensors):
         # A matrix that no expert touched needs one group, not one for each of its rows.
         touched = study.grams[position].any()
-        rows = study.row_gram(tensor.name) if touched else study.grams[position][None]
+        rows = grams_of(tensor.name) if touched else study.grams[position][None]
         grams.append(rows)
         labels += [tensor.name] * len(rows)
         of_tensor.append(slice(start, start + len(rows)))
         start += len(rows)
-    return Groups("row", tuple(labels), np.concatenate(grams), tuple(of_tensor))
+    return Groups(granularity, tuple(labels), np.concatenate(grams), tuple(of_tensor))

@@ -73,7 +73,7 @@ def on_one_line(grams: np.ndarray) -> np.ndarray:
     squares = np.einsum("...ii->...i", grams)
     products = squares[..., :, None] * squares[..., None, :]
     sines = 1 - grams**2 / np.where(products > 0, products, np.inf)
-    return (np.where(products > 0, sines, 0.0) < PARALLEL).all((-1, -2))
+    return np.where(products > 0, sines, 0.0).max((-1, -2)) < PARALLEL
 
 
 def gradient_coefficients(grams: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from awd_core.disentangle.gram_solver import Until
 
-Granularity = Literal["model", "block", "tensor", "row"]
+Granularity = Literal["model", "block", "tensor", "row", "spectral"]
+# Those that every study with rows has; `spectral` needs a level of its own.
 GRANULARITIES: tuple[Granularity, ...] = ("model", "block", "tensor", "row")
 
 # Section 4.3 of arXiv 2411.18729, as quoted: alpha 0.1, beta 0.01, 300 iterations.
@@ -34,8 +35,9 @@ class Settings(BaseModel):
     Attributes:
         granularity: What shares one redundant vector's coefficients: `model` (the paper as
             quoted), `block`, `tensor`, or `row`, every output row of a matrix (the authors' later
-            code). At `row`, a bias or a norm is one group of its own: single numbers have no
-            direction.
+            code), or `spectral`, every row of a matrix rotated into the left singular basis of
+            the summed task vectors (ours). At `row` and `spectral`, a bias or a norm is one group
+            of its own: single numbers have no direction.
         alpha: Norm constraint, 1 / length of a task vector.
         alpha_relative: The same as a fraction of alpha_crit.
         lr: Step size beta, squared length.
@@ -98,6 +100,8 @@ class Settings(BaseModel):
     def _dense_is_plain(self) -> Self:
         if self.leaves_span and (self.until != "steps" or self.radius is not None):
             raise ValueError("penalty l1 and optimizer adam run for a number of steps, no radius")
+        if self.leaves_span and self.granularity == "spectral":
+            raise ValueError("granularity spectral is solved from a study, by plain descent")
         if self.leaves_span and self.row_average:
             raise ValueError("row_average is plain descent with penalty l2")
         if self.adam and self.momentum:

@@ -186,7 +186,7 @@ class Disentangled:
         return float(np.sqrt(self.model.merged_square(ones) / (before if before > 0 else np.nan)))
 
     def coefficients_of(self, position: int) -> np.ndarray:
-        """c for one tensor of the study: (1, K), or (rows, K) at granularity `row`."""
+        """c for one tensor of the study: (1, K), or (rows, K) where it has many."""
         return self.span_coefficients[self.groups.of_tensor[position]]
 
 
@@ -228,7 +228,7 @@ def moments(groups: Groups, coefficients: np.ndarray, tensor_grams: np.ndarray) 
         coefficients: c, (groups, K).
         tensor_grams: Grams of the tensors, (tensors, K, K).
     """
-    if groups.granularity != "row":
+    if not groups.by_row:
         of_tensor = np.array([entry.start for entry in groups.of_tensor], dtype=np.int64)
         c = coefficients[of_tensor]
         products = np.einsum("tij,tj->ti", tensor_grams, c)

@@ -39,11 +39,11 @@ def test_zoo_to_tuned_to_exported_to_verified(app_server: AppServer, page: Page)
     )
     page.get_by_role("link", name="Ship").click()
     expect(page.get_by_role("heading", name="Ship the merge")).to_be_visible(timeout=SOON)
-    expect(page.get_by_text("alpha_relative: 0.05")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("alpha_relative: 0.05").first).to_be_visible(timeout=SOON)
     page.get_by_role("button", name="Export").click()
-    expect(page.get_by_text("Export is done")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("Export is done").first).to_be_visible(timeout=SOON)
     page.get_by_role("button", name="Verify").click()
-    expect(page.get_by_text("Verification is done")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("Verification is done").first).to_be_visible(timeout=SOON)
     written = list((app_server.home / "merged").iterdir())
     assert len(written) == 1
     assert (written[0] / "provenance.json").exists()
@@ -58,18 +58,18 @@ def test_a_click_on_a_cell_chooses_its_block(app_server: AppServer, page: Page) 
           const trace = plot._fullData[1], x = plot._fullLayout.xaxis, y = plot._fullLayout.yaxis;
           const i = trace.x.findIndex(name => name === 'block 1');
           const box = plot.getBoundingClientRect();
-          return [box.left + x._offset + x.c2p(trace.x[i]),
-                  box.top + y._offset + y.c2p(trace.y[i])];
+          return [box.left + x._offset + x.r2p(trace.x[i]),
+                  box.top + y._offset + y.r2p(trace.y[i])];
         }"""
     )
     page.mouse.click(*place)
-    expect(page.get_by_text("Tensors of block 1")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("Tensors of block 1").first).to_be_visible(timeout=SOON)
 
 
 def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) -> None:
     visit(page, app_server, "ship?granularity=tensor&lambda=0.5")
-    expect(page.get_by_text("granularity: tensor")).to_be_visible(timeout=SOON)
-    expect(page.get_by_text("coefficient: 0.5")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("granularity: tensor").first).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("coefficient: 0.5").first).to_be_visible(timeout=SOON)
 
 
 def test_a_cancelled_export_leaves_nothing(
@@ -77,7 +77,7 @@ def test_a_cancelled_export_leaves_nothing(
 ) -> None:
     visit(page, app_server, "ship")
     target = tmp_path / "cancelled"
-    page.get_by_label("Output folder").fill(str(target))
+    page.get_by_role("textbox", name="Output folder").fill(str(target))
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Export").click()
     page.get_by_role("button", name="Cancel").click(timeout=SOON)

@@ -150,7 +150,7 @@ def test_cells_can_be_selected_and_say_what_they_are(view: View) -> None:
     found = {(pair, block): words for pair, block, words in cells.customdata}
     for pair, block, cosine in zip(table["pair"], table["block"], table["cosine"], strict=True):
         untouched = block == "embedding"
-        expected = "no number: nothing moved here" if untouched else f"cos {cosine:.3f}"
+        expected = "no number: nothing to compare" if untouched else f"cos {cosine:.3f}"
         assert found[pair, block] == expected
     for x, y, (pair, block, _) in zip(cells.x, cells.y, cells.customdata, strict=True):
         assert (y, x) == (pair, block)

@@ -46,7 +46,8 @@ def test_scaled_vectors_with_scaled_settings_have_the_same_coefficients(
 
 
 def test_relative_units_do_not_depend_on_the_scale(tmp_path: Path) -> None:
-    tau, settings = random_vectors(), {"alpha_relative": 0.2, "lr_relative": 0.02, "steps": 100}
+    tau = random_vectors()
+    settings: dict[str, Any] = {"alpha_relative": 0.2, "lr_relative": 0.02, "steps": 100}
     one = awd.disentangle(vector_study(tmp_path / "one", tau), **settings)
     other = awd.disentangle(vector_study(tmp_path / "other", 1e-4 * tau), **settings)
     np.testing.assert_allclose(other.span_coefficients, one.span_coefficients, rtol=1e-10)
@@ -150,7 +151,7 @@ def test_duplicate_experts_stay_finite_and_alike(tmp_path: Path, n_others: int) 
 def test_a_zero_task_vector_takes_no_part(tmp_path: Path) -> None:
     tau = random_vectors(3)
     with_zero = np.insert(tau, 1, 0.0, axis=0)
-    settings = {"alpha": 0.02, "lr": 0.5, "steps": 50}
+    settings: dict[str, Any] = {"alpha": 0.02, "lr": 0.5, "steps": 50}
     three = awd.disentangle(vector_study(tmp_path / "three", tau), **settings)
     four = awd.disentangle(vector_study(tmp_path / "four", with_zero), **settings)
     c = four.span_coefficients[0]
@@ -186,7 +187,7 @@ def test_moments_equal_sums_over_explicit_vectors(tmp_path: Path, granularity: A
         vectors, redundant = tau[:, columns], delta[columns]
         v = vectors - redundant
         merged = coefficients @ v
-        close = {"rtol": 1e-10, "atol": 1e-13}
+        close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-13}
         np.testing.assert_allclose(moments.grams, merging.gram(vectors), **close)
         np.testing.assert_allclose(moments.products, vectors @ redundant, **close)
         np.testing.assert_allclose(moments.squares, redundant @ redundant, **close)
@@ -218,7 +219,8 @@ def test_no_redundancy_leaves_every_vector_as_it_is(tmp_path: Path) -> None:
 def test_awd_with_task_arithmetic_is_a_weighted_task_arithmetic(tmp_path: Path) -> None:
     base = base_state(dtype=torch.float64)
     one = Family(tmp_path, base, expert_states(base, 4))
-    coefficients, settings = [0.3, -0.1, 0.4, 0.8], {"granularity": "model", "steps": 100}
+    coefficients: list[float] = [0.3, -0.1, 0.4, 0.8]
+    settings: dict[str, Any] = {"granularity": "model", "steps": 100}
     solved = awd.disentangle(one.study(out=tmp_path / "study"), **settings)
     weights = np.array(coefficients) - sum(coefficients) * solved.span_coefficients[0]
     assert np.abs(weights - coefficients).max() > 1e-2

@@ -9,10 +9,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel
 
 import awd_core as awd
-from tests.helpers import State, load, same_bits
+from tests.helpers import State, load, same_bits, save_bert
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT 0.21 reads an attribute that transformers 5.23 renamed.
@@ -23,11 +23,8 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
 LINEAR = ["query", "key", "value", "dense"]
 
 
-def save_bert(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    size = {"vocab_size": 13, "hidden_size": 8, "intermediate_size": 24}
-    depth = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 10}
-    BertModel(BertConfig(**size, **depth)).to(dtype).save_pretrained(folder)
+def save_base(folder: Path, dtype: torch.dtype) -> Path:
+    AutoModel.from_pretrained(save_bert(folder)).to(dtype).save_pretrained(str(folder))
     return folder
 
 
@@ -66,7 +63,7 @@ def merged(base: Path, *adapters: Path, **fields: Any) -> State:
 def test_one_adapter_at_lambda_one_is_what_peft_merges_bit_for_bit(
     tmp_path: Path, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
-    base = save_bert(tmp_path / "base", dtype)
+    base = save_base(tmp_path / "base", dtype)
     adapter = save_adapter(tmp_path / "adapter", base, **options)
     expected = merged_by_peft(base, adapter)
     assert not same_bits(expected, load(base))
@@ -241,13 +238,10 @@ def test_an_adapter_without_safetensors_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_for_another_base_is_refused(
-    tmp_path: Path, other: dict[str, int], message: str
+    tmp_path: Path, other: dict[str, Any], message: str
 ) -> None:
     adapter = save_adapter(tmp_path / "adapter", save_bert(tmp_path / "its-base"))
-    size = {"vocab_size": 13, "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 2}
-    BertModel(BertConfig(**(size | other), num_attention_heads=2)).save_pretrained(
-        tmp_path / "base"
-    )
+    save_bert(tmp_path / "base", **other)
     base, expert = awd.open_checkpoint(tmp_path / "base"), awd.open_checkpoint(adapter)
     assert not awd.preflight(base, [expert]).ok
     with pytest.raises(awd.AwdError, match=message + r".*its-base"):
@@ -256,8 +250,7 @@ def test_an_adapter_for_another_base_is_refused(
 
 def test_excluded_tensors_of_an_adapter_may_differ(tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", save_bert(tmp_path / "its-base"))
-    size = {"vocab_size": 13, "hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2}
-    BertModel(BertConfig(**size, num_attention_heads=2)).save_pretrained(tmp_path / "base")
+    save_bert(tmp_path / "base", intermediate_size=20)
     message = r"intermediate\.dense\.weight.*list the tensor under `exclude`"
     with pytest.raises(awd.AwdError, match=message):
         merged(tmp_path / "base", adapter)

@@ -15,10 +15,11 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoModel
 
 import awd_core as awd
 from awd_core import files
+from awd_core.card import model_card
 from tests.helpers import (
     QUERY,
     Family,
@@ -28,6 +29,7 @@ from tests.helpers import (
     family,
     load,
     save,
+    save_bert,
     tree,
 )
 
@@ -173,7 +175,7 @@ def test_the_card_lists_hub_ids(one: Family, tmp_path: Path) -> None:
         checkpoints=checkpoints,
         device="cpu",
     )
-    front = yaml.safe_load(awd.card.model_card(plan).split("---\n")[1])
+    front = yaml.safe_load(model_card(plan).split("---\n")[1])
     assert front["base_model"] == ["owner/base", "owner/a", "owner/b"]
 
 
@@ -186,15 +188,6 @@ def test_another_type_stands_in_the_configuration(one: Family, tmp_path: Path) -
 
 
 # --- transformers reads it ------------------------------------------------------------------------
-
-
-def save_bert(folder: Path, seed: int, head: bool = False) -> Path:
-    torch.manual_seed(seed)
-    size = {"vocab_size": 13, "hidden_size": 8, "intermediate_size": 24}
-    depth = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 10}
-    config = BertConfig(**size, **depth)
-    (BertForMaskedLM(config) if head else BertModel(config)).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["base", "bfloat16"])

@@ -1,0 +1,128 @@
+"""Granularity `spectral`: row AWD in the left singular basis of the summed task vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import awd_core as awd
+from awd_core.disentangle import granularities
+from awd_core.errors import RecipeError, StudyError
+from awd_core.spectral import left_basis, spectral_grams
+from tests.helpers import Family, base_state, expert_states
+from tests.reference import full_space
+
+SETTINGS: dict[str, Any] = {"alpha_relative": 0.1, "lr_relative": 0.01, "steps": 60}
+MATRICES = ("encoder.layer.0.attention.self.query.weight", "tall.weight", "patch.conv.weight")
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    base = base_state()
+    base["tall.weight"] = torch.randn(9, 4, generator=torch.Generator().manual_seed(8))
+    return Family(tmp_path_factory.mktemp("spectral"), base, expert_states(base, 4))
+
+
+@pytest.fixture(scope="module")
+def study(experts: Family) -> awd.Study:
+    return experts.study(out=experts.root / "study", spectral=True)
+
+
+def explicit_redundant(tau: np.ndarray) -> np.ndarray:
+    """delta of one matrix by SVD and descent in the space of the weights, (K, m, n) -> (m, n)."""
+    basis = np.linalg.svd(tau.sum(0), full_matrices=False)[0]
+    rotated = np.einsum("mr,kmn->rkn", basis, tau)
+    critical, scale = full_space.scales(rotated)
+    found = full_space.descend(rotated, 0.1 * critical, 0.01 * scale**2, 60)
+    return basis @ found.delta
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_merge_equals_explicit_rotation(experts: Family, name: str) -> None:
+    merged = experts.state(disentangle={"granularity": "spectral"} | SETTINGS, coefficient=0.3)
+    tau = experts.task_vectors()[name]
+    tau = tau.reshape(*tau.shape[:2], -1)
+    expected = experts.base_state[name].double().numpy().reshape(tau.shape[1:])
+    expected = expected + 0.3 * (tau - explicit_redundant(tau)).sum(0)
+    ours = merged[name].double().numpy().reshape(tau.shape[1:])
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_moments_equal_those_of_the_explicit_delta(experts: Family, study: awd.Study) -> None:
+    solved = awd.disentangle(study, "spectral", **SETTINGS)
+    for name in MATRICES:
+        tau = experts.task_vectors()[name]
+        tau = tau.reshape(*tau.shape[:2], -1)
+        delta = explicit_redundant(tau)
+        position = study.index[name]
+        products = np.einsum("mn,kmn->k", delta, tau)
+        np.testing.assert_allclose(solved.by_tensor.products[position], products, rtol=1e-8)
+        squares = solved.by_tensor.squares[position]
+        assert squares == pytest.approx(np.square(delta).sum(), rel=1e-8)
+
+
+def test_grams_add_up_to_what_lies_in_the_span(experts: Family, study: awd.Study) -> None:
+    wide, tall = MATRICES[0], MATRICES[1]
+    np.testing.assert_allclose(study.spectral_gram(wide).sum(0), study.gram(wide), rtol=1e-10)
+    rest = study.gram(tall) - study.spectral_gram(tall).sum(0)
+    assert np.linalg.eigvalsh(rest).min() > -1e-12
+    # What lies outside of the span of the sum adds up to nothing.
+    assert rest.sum() == pytest.approx(0, abs=1e-10)
+
+
+def test_equals_row_where_the_rows_of_the_sum_are_orthogonal(tmp_path: Path) -> None:
+    """U is then a permutation of the rows: the same groups in another order."""
+    generator = torch.Generator().manual_seed(1)
+    base = {"dense.weight": torch.zeros(4, 6)}
+    own = torch.randn(3, 4, 6, generator=generator)
+    own -= own.mean(0)
+    own += torch.eye(4, 6) * torch.tensor([1.0, 4.0, 2.0, 3.0])[:, None]
+    family = Family(tmp_path, base, [{"dense.weight": tau} for tau in own])
+    states = {
+        granularity: family.state(disentangle={"granularity": granularity} | SETTINGS)
+        for granularity in ("row", "spectral")
+    }
+    apart = states["row"]["dense.weight"] - states["spectral"]["dense.weight"]
+    assert apart.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_left_basis_is_the_left_singular_basis(shape: tuple[int, int]) -> None:
+    total = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis, negligible = left_basis(total)
+    theirs = torch.linalg.svd(total, full_matrices=False)[0]
+    np.testing.assert_allclose((basis * theirs).sum(0).abs().numpy(), 1.0, rtol=1e-9)
+    assert not negligible.any()
+
+
+def test_directions_that_the_sum_lacks_are_left_alone(tmp_path: Path) -> None:
+    base = {"dense.weight": torch.zeros(4, 6)}
+    own = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
+    own[1, 2:] = -own[0, 2:]
+    family = Family(tmp_path, base, [{"dense.weight": tau} for tau in own])
+    tensor = family.base.stored["dense.weight"]
+    grams = spectral_grams(tensor, family.experts, torch.device("cpu"))
+    assert (np.abs(grams).sum((1, 2)) > 0).tolist() == [True, True, False, False]
+
+
+def test_level_is_asked_for_and_serves_every_granularity(
+    experts: Family, study: awd.Study, tmp_path: Path
+) -> None:
+    assert granularities(study) == ("model", "block", "tensor", "row", "spectral")
+    plain = experts.study(out=tmp_path / "plain")
+    assert granularities(plain) == ("model", "block", "tensor", "row")
+    assert plain.digest != study.digest
+    with pytest.raises(StudyError, match="no spectral Grams"):
+        awd.disentangle(plain, "spectral")
+    recipe = experts.recipe(disentangle={"granularity": "row", "steps": 3})
+    plan = awd.plan_merge(recipe, study=study, device="cpu")
+    assert plan.disentangled is not None
+    again = awd.disentangle(study, "row", steps=3)
+    assert np.array_equal(plan.disentangled.span_coefficients, again.span_coefficients)
+
+
+def test_dense_settings_are_refused(experts: Family) -> None:
+    with pytest.raises(RecipeError):
+        experts.recipe(disentangle={"granularity": "spectral", "optimizer": "adam"})
