@@ -4,14 +4,33 @@ from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from analysis import figures
 from analysis.theme import Theme
+from analysis.view import View
 
 
 def theme() -> Theme:
     """Light or dark, as the page is."""
     return figures.DARK if st.context.theme.type == "dark" else figures.LIGHT
+
+
+def cosine_metric(place: DeltaGenerator, view: View) -> None:
+    """What AWD makes small: mean |cos| over pairs, averaged over the groups it works on."""
+    solved = view.disentangled
+    granularity = solved.settings.granularity
+    before, after = solved.objective
+    place.metric(
+        "Mean |cos|, whole model" if granularity == "model" else f"Mean |cos| in a {granularity}",
+        f"{after:.4f}",
+        f"{after - before:+.4f} by AWD",
+        delta_color="inverse",
+        help="Mean over pairs of experts of |cos|, averaged over the groups of this granularity:"
+        " what AWD makes small. Over the whole model it is {:.4f} before and {:.4f} after."
+        " The two can move in opposite ways: parts that cancel in the whole do not cancel in"
+        " their rows.".format(*solved.mean_absolute_cosine),
+    )
 
 
 def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:

@@ -8,7 +8,8 @@ import streamlit as st
 
 import awd_core as awd
 from awd_core import Settings, Study
-from awd_core.disentangle import GRANULARITIES, Granularity
+from awd_core.disentangle import Granularity
+from awd_core.disentangle.groups import granularities
 from awd_core.disentangle.settings import RELATIVE_LR
 from awd_core.method import MergeMethod
 from dashboard import state
@@ -43,6 +44,7 @@ What shares the coefficients of one redundant vector δ:
 - **block**: one for each transformer block
 - **tensor**: one for each named parameter
 - **row**: one for each output row of a matrix (the authors' later code)
+- **spectral**: one for each direction of the summed task vectors (ours; where the study has it)
 """
 ALPHA_HELP = """
 The norm constraint α: how much a long redundant vector costs. The loss is the mean |cos| between
@@ -75,7 +77,7 @@ def _disentangle(study: Study) -> Settings | None:
     on = st.toggle("Subtract it from every task vector", value=True, key="awd", bind="query-params")
     granularity = st.segmented_control(
         "Granularity",
-        _granularities(study),
+        granularities(study),
         default="model",
         required=True,
         key="granularity",
@@ -97,12 +99,6 @@ def _disentangle(study: Study) -> Settings | None:
     if not on:
         return None
     return Settings.model_validate({"granularity": chosen, "steps": steps, **fields})
-
-
-def _granularities(study: Study) -> tuple[Granularity, ...]:
-    if study.has_rows:
-        return GRANULARITIES
-    return tuple(name for name in GRANULARITIES if name != "row")
 
 
 def _alpha(study: Study, granularity: Granularity, *, disabled: bool) -> dict[str, float]:

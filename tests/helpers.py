@@ -216,7 +216,7 @@ def cancel_after(calls: int) -> Callable[[], bool]:
     return cancel
 
 
-def save_bert(folder: Path, seed: int = 0, head: bool = False, **sizes: int) -> Path:
+def save_bert(folder: Path, seed: int = 0, head: bool = False, **sizes: Any) -> Path:
     """A tiny BERT, saved by transformers."""
     from transformers import BertConfig, BertForMaskedLM, BertModel
 

@@ -7,7 +7,7 @@ from analysis import figures, tables
 from analysis.view import View
 from awd_core import Study
 from dashboard import state
-from dashboard.charts import chart, theme
+from dashboard.charts import chart, cosine_metric, theme
 
 COSINE_HELP = (
     "cos(τᵢ, τⱼ) = ⟨τᵢ, τⱼ⟩ / (‖τᵢ‖ ‖τⱼ‖), over all weights of the block. 0: the two experts use"
@@ -36,7 +36,6 @@ def _findings(view: View) -> None:
     pairs = tables.pair_by_block(view)
     strongest = pairs.loc[pairs["cosine"].abs().idxmax()]
     summary = tables.summary(view).set_index("key")
-    cosine = summary.loc["mean_absolute_cosine_after"]
     redundant = summary.loc["relative_redundant_norm"]
     columns = st.columns([2, 1, 1])
     columns[0].metric(
@@ -46,13 +45,7 @@ def _findings(view: View) -> None:
         delta_color="off",
         delta_arrow="off",
     )
-    columns[1].metric(
-        "Mean |cos|, whole model",
-        f"{cosine['after']:.4f}",
-        f"{cosine['after'] - cosine['before']:+.4f} by AWD",
-        delta_color="inverse",
-        help="Mean over pairs of experts of |cos| over all merged weights, after AWD as set left.",
-    )
+    cosine_metric(columns[1], view)
     columns[2].metric(
         "Redundant vector",
         f"{redundant['after']:.1%}",
@@ -94,6 +87,7 @@ def _pictures(study: Study, view: View) -> None:
             on_select=_choose_block,
             selection_mode="points",
         )
+        st.caption("Grey: not moved by both experts. A click on a cell shows its block.")
     with right:
         block = _block(study, _strongest_block(before))
         st.caption(f"Tensors of **{block}**; |cos| is the mean over pairs.")
@@ -122,7 +116,10 @@ def _block(study: Study, strongest: str) -> str:
 
 
 def _tensors(view: View, block: str) -> None:
-    table = tables.tensor_table(view, block)
+    table = tables.tensor_table(view, block).dropna(subset=["cosine_before"])
+    if table.empty:
+        st.caption("No two experts move the same tensor here.")
+        return
     prefix = _common_prefix(list(table["tensor"]))
     table["tensor"] = table["tensor"].str.removeprefix(prefix)
     shown = ("tensor", "cosine_before", "cosine_after", "redundant_norm", "kind", "shape")

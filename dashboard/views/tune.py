@@ -7,7 +7,7 @@ from analysis.view import View
 from awd_core import Study
 from dashboard import state
 from dashboard.accuracy_panel import accuracy_panel
-from dashboard.charts import chart, theme
+from dashboard.charts import chart, cosine_metric, theme
 from dashboard.state import Setting
 
 
@@ -28,15 +28,8 @@ def show() -> None:
 
 def _numbers(study: Study, setting: Setting, view: View) -> None:
     summary = tables.summary(view).set_index("key")
-    cosine = summary.loc["mean_absolute_cosine_after"]
     columns = st.columns(4)
-    columns[0].metric(
-        "Mean |cos|, whole model",
-        f"{cosine['after']:.4f}",
-        f"{cosine['after'] - cosine['before']:+.4f} by AWD",
-        delta_color="inverse",
-        help="Mean over pairs of |cos| over all merged weights.",
-    )
+    cosine_metric(columns[0], view)
     columns[1].metric(
         "Redundant vector ‖δ‖",
         f"{view.disentangled.redundant_norm:.3g}",

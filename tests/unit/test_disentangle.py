@@ -241,7 +241,7 @@ def test_awd_with_task_arithmetic_is_a_weighted_task_arithmetic(tmp_path: Path) 
         ({"lr": 0.0}, r"'lr' cannot be used.*greater than 0"),
         ({"steps": -1}, r"'steps' cannot be used.*greater than or equal to 0"),
         ({"momentum": 1.0}, r"'momentum' cannot be used.*less than 1"),
-        ({"penalty": "l1"}, r"'penalty' cannot be used.*'l2', 'l2_squared'"),
+        ({"penalty": "l3"}, r"'penalty' cannot be used.*'l2', 'l2_squared'"),
         ({"alpha": 0.1, "alpha_relative": 0.1}, r"either alpha .* or alpha_relative, not both"),
         ({"lr": 0.1, "lr_relative": 0.1}, r"either lr .* or lr_relative, not both"),
     ],

@@ -35,7 +35,7 @@ def save_adapter(folder: Path, base: Path, seed: int = 1, **options: Any) -> Pat
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
