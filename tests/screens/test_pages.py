@@ -14,6 +14,7 @@ from analysis import tables
 from analysis.view import View
 from awd_core import zoo
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
+from tests.helpers import family
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 PAGES = ("interference", "tune", "ship", "open")
@@ -54,6 +55,10 @@ def numbers(values: Any) -> np.ndarray:
 def view(study: awd.Study, coefficient: float = 0.3, **settings: Any) -> View:
     solved = awd.disentangle(study, **settings)
     return View(study, solved, np.full(study.n_experts, coefficient))
+
+
+def press(test: AppTest, label: str) -> None:
+    next(button for button in test.button if button.label == label).click().run()
 
 
 START = {"granularity": "model", "alpha_relative": 0.1, "lr_relative": 0.01}
@@ -176,8 +181,33 @@ def test_open_shows_the_preflight_of_folders_that_do_not_match(
     assert "the same weights as expert" in table["received"].iloc[0]
 
 
+def test_own_checkpoints_are_checked_collected_and_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
+    made = family(tmp_path, n_experts=3)
+    test = on("open")
+    test.text_input[1].set_value(str(made.base_path)).run()
+    test.text_area[0].set_value("\n".join(map(str, made.expert_paths))).run()
+    assert "Nothing stands in the way" in test.success[0].value
+    press(test, "Collect")
+    deadline = time.monotonic() + SECONDS
+    while not any(button.label == "Look at it" for button in test.button):
+        assert time.monotonic() < deadline, "the pass did not end"
+        assert not any("failed" in error.value for error in test.error), test.error
+        time.sleep(0.5)
+        test.run()
+    press(test, "Look at it")
+    assert any("3 experts" in text.value for text in test.markdown)
+    test.switch_page("views/interference.py").run()
+    assert not test.exception
+    assert len(figure(test, "pairs")["data"][0]["y"]) == 3
+    test.switch_page("views/tune.py").run()
+    assert any("belong to the zoo" in info.value for info in test.info)
+
+
 def test_export_over_an_existing_folder_says_so(tmp_path: Path) -> None:
     test = on("ship")
     test.text_input[0].set_value(str(tmp_path)).run()
-    next(button for button in test.button if button.label == "Export").click().run()
+    press(test, "Export")
     assert "exists already" in test.error[0].value

@@ -1,0 +1,112 @@
+"""The command line: verbs, machine-readable output, exit codes, a process that is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awd_core import __main__ as command_line
+from tests.helpers import Family, family, tree
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Family:
+    return family(tmp_path, n_experts=2)
+
+
+def awd(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["awd", *map(str, arguments)])
+    # Handlers of this process stay pytest's own.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def sources(made: Family) -> list[str]:
+    return [str(made.base_path), *map(str, made.expert_paths)]
+
+
+def test_the_way_from_folders_to_a_verified_merge(
+    made: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*arguments: object) -> dict[str, Any]:
+        code, out, err = awd(monkeypatch, capsys, *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    assert run("inspect", *sources(made))["ok"] is True
+    study = run("collect", *sources(made), "-o", tmp_path / "study")["study"]
+    recipe = tmp_path / "recipe.yaml"
+    solved = run("tune", study, "--granularity", "row", "--recipe", recipe)
+    assert (
+        solved["mean_absolute_cosine_of_groups_after"]
+        < solved["mean_absolute_cosine_of_groups_before"]
+    )
+    merged = run("merge", recipe, tmp_path / "merged")["merged"]
+    checks = {check["name"]: check["ok"] for check in run("verify", merged, "--no-load")["checks"]}
+    assert all(checks.values())
+
+
+def test_wrong_inputs_end_with_one_and_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = awd(monkeypatch, capsys, "inspect", tmp_path, tmp_path, "--json")
+    assert code == 1
+    assert json.loads(out)["error"] == "CheckpointError"
+    assert "save_pretrained" in err
+
+
+def test_experts_that_do_not_match_end_with_one(
+    made: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made.expert_paths[0] / "config.json").write_text('{"model_type": "other"}')
+    code, out, _ = awd(monkeypatch, capsys, "inspect", *sources(made), "--json")
+    assert code == 1
+    assert json.loads(out)["ok"] is False
+
+
+@pytest.mark.parametrize("arguments", [("merge",), ("no-such-verb",), ("tune", "x", "--nope")])
+def test_usage_errors_end_with_two(
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert awd(monkeypatch, capsys, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_ends_with_130_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    events = tmp_path / "events.jsonl"
+    before = tree(tmp_path)
+    arguments = ["collect", "zoo", "-o", str(tmp_path / "study"), "--events", str(events)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "awd_core", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not events.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert "nothing half-written" in err
+    assert json.loads(events.read_text().splitlines()[-1])["state"] == "cancelled"
+    events.unlink()
+    assert tree(tmp_path) == before
