@@ -164,32 +164,34 @@ def _matrices(view: View, block: str, limit: float) -> None:
 
 
 def _more(view: View) -> None:
-    with st.expander("Sign conflict, norms and all numbers"):
-        conflict, norms = st.columns(2, gap="large")
-        with conflict:
-            chart(
-                figures.sign_heatmap(tables.pair_sign_by_block(view), theme=theme()),
-                "signs",
-                "Heatmap of sign conflict: pairs of experts by blocks; one half is chance.",
-            )
-            st.caption(
-                "Share of weights on which two experts pull in opposite directions, among the"
-                " fifth of each tensor that each moves most. 0.5 is chance."
-            )
-        with norms:
-            chart(
-                figures.norms_heatmap(tables.norms_by_block(view), theme=theme()),
-                "norms",
-                "Heatmap of task-vector norms relative to the base: experts by blocks.",
-            )
-        st.dataframe(
-            tables.pair_by_block(view).merge(
-                tables.pair_by_block(view, "after"),
-                on=["pair", "expert_i", "expert_j", "block"],
-                suffixes=("_before", "_after"),
-            ),
-            hide_index=True,
+    # A toggle, not an expander: what is hidden is not worked out at every move of a slider.
+    if not st.toggle("Sign conflict, norms and all numbers", key="more"):
+        return
+    conflict, norms = st.columns(2, gap="large")
+    with conflict:
+        chart(
+            figures.sign_heatmap(tables.pair_sign_by_block(view), theme=theme()),
+            "signs",
+            "Heatmap of sign conflict: pairs of experts by blocks; one half is chance.",
         )
+        st.caption(
+            "Share of weights on which two experts pull in opposite directions, among the"
+            " fifth of each tensor that each moves most. 0.5 is chance."
+        )
+    with norms:
+        chart(
+            figures.norms_heatmap(tables.norms_by_block(view), theme=theme()),
+            "norms",
+            "Heatmap of task-vector norms relative to the base: experts by blocks.",
+        )
+    st.dataframe(
+        tables.pair_by_block(view).merge(
+            tables.pair_by_block(view, "after"),
+            on=["pair", "expert_i", "expert_j", "block"],
+            suffixes=("_before", "_after"),
+        ),
+        hide_index=True,
+    )
 
 
 show()

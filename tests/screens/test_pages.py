@@ -147,6 +147,19 @@ def test_block_slider_shows_the_tensors_of_the_block(study: awd.Study) -> None:
     assert len(shown) == len(moved)
 
 
+def test_sign_conflict_and_norms_are_shown_on_request(study: awd.Study) -> None:
+    test = on("interference")
+    assert not any("-signs" in chart.proto.id for chart in test.get("plotly_chart"))
+    test.toggle(key="more").set_value(True).run()
+    drawn = figure(test, "signs")["data"][0]
+    table = tables.pair_sign_by_block(view(study, **START))
+    expected = table.pivot_table(
+        index="pair", columns="block", values="conflict", sort=False, dropna=False
+    ).loc[drawn["y"], drawn["x"]]
+    np.testing.assert_allclose(numbers(drawn["z"]), expected, atol=1e-6)
+    assert figure(test, "norms")
+
+
 def test_accuracy_appears_by_itself_and_is_that_of_the_recipe(study: awd.Study) -> None:
     test = on("tune")
     deadline = time.monotonic() + SECONDS
