@@ -210,6 +210,16 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def per_task(rows: Sequence[Row]) -> str:
+    """Accuracy of each task on the test split."""
+    tasks = list(rows[0].per_task)
+    lines = [f"| | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    for row in rows:
+        accuracies = (f"{row.per_task[task]:.3f}" for task in tasks)
+        lines.append(f"| {row.name} | {' | '.join(accuracies)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -217,7 +227,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every number there")
     arguments = parser.parse_args()
     rows = measure(open_bench(arguments.experts))
-    print(markdown(rows))
+    print(f"\n{markdown(rows)}\n\n{per_task(rows)}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
