@@ -323,6 +323,9 @@ def _in_words(value: float, colouring: Colouring) -> str:
     return f"{colouring.word} {value:.{colouring.digits}f}"
 
 
+FIXED: dict[str, Any] = {"automargin": False, "autotickangles": None}
+
+
 def _squares(
     matrices: dict[str, pd.DataFrame], colouring: Colouring, title: str, theme: Theme
 ) -> go.Figure:
@@ -343,7 +346,10 @@ def _squares(
         "colorscale": scale(colouring.colours),
         "colorbar": colouring.bar(theme, min(height - 170, 220), np.stack(shown)),
     }
-    layout["margin"] = {"l": 8, "r": 8, "t": 64 if len(matrices) > 1 else 40, "b": 8}
+    # Fixed margins and angle: margins that fit themselves made Plotly lay the figure out again and
+    # again, a third of a second at every move of a slider.
+    room = 10 + 6 * max(map(len, labels))
+    layout["margin"] = {"l": room, "r": 70, "t": 64 if len(matrices) > 1 else 40, "b": room}
     return figure(
         traces,
         title,
@@ -383,17 +389,16 @@ def _square_axes(
     start = number * (1 - width)
     return {
         f"xaxis{axis}": categories(theme, names, labels)
+        | FIXED
         | {
+            "tickangle": -45,
             "anchor": f"y{axis}",
             "domain": [start, start + width],
-            "constrain": "domain",
         },
         f"yaxis{axis}": rows(theme, names, labels)
+        | FIXED
         | {
             "anchor": f"x{axis}",
-            "scaleanchor": f"x{axis}",
-            "constrain": "domain",
-            "constraintoward": "top",
             "showticklabels": number == 0,
         },
     }

@@ -2,9 +2,9 @@
 
     python -m benchmarks.dashboard_latency [--changes 50]
 
-A slider is moved by the keyboard (arrow key down to key up is the release), and the time runs until
-Plotly has drawn a figure with new data (its `plotly_afterplot` event on the heatmap). Prints p50
-and p95 for the norm constraint (AWD is solved anew) at every granularity and for the coefficient.
+The slider of the norm constraint is dragged with the mouse. The time runs from the release of the
+button to the frame after the one in which a heatmap holds other numbers, when these have been
+painted. AWD is solved anew each time.
 """
 
 import argparse
@@ -17,19 +17,25 @@ from playwright.sync_api import Page
 
 from tests.screens.server import open_browser, run_app
 
-# Notes the moment of the last key down, and of the first figure with other data after it.
+# Pixels of one drag: one to two positions of the slider.
+STRIDE = 26
+# Notes the moment of the last release, and of the first frame with other data after it.
 WATCH = """
 () => {
-  window.awd = {pressed: 0, drawn: 0, before: ''};
+  window.awd = {released: 0, drawn: 0, before: ''};
   const data = () => [...document.querySelectorAll('.js-plotly-plot')]
       .map(p => (p.data || []).filter(t => t.type === 'heatmap').map(
           t => JSON.stringify(t.z && (t.z.bdata || t.z)) + t.zmin).join()).join('|');
-  document.addEventListener('keydown', e => {
-    window.awd = {pressed: performance.now(), drawn: 0, before: data()};
+  document.addEventListener('pointerdown', () => {
+    window.awd = {released: 0, drawn: 0, before: data()};
   }, true);
+  document.addEventListener('pointerup', () => { window.awd.released = performance.now(); }, true);
   const look = () => {
-    if (window.awd.pressed && !window.awd.drawn && data() !== window.awd.before)
-      window.awd.drawn = performance.now();
+    if (window.awd.released && !window.awd.drawn && data() !== window.awd.before) {
+      window.awd.drawn = -1;
+      const mine = window.awd;
+      requestAnimationFrame(() => requestAnimationFrame(() => { mine.drawn = performance.now(); }));
+    }
     requestAnimationFrame(look);
   };
   requestAnimationFrame(look);
@@ -38,16 +44,21 @@ WATCH = """
 
 
 def changes(page: Page, slider: str, n: int) -> np.ndarray:
-    """Milliseconds from release to redraw for `n` moves of a slider, up and down in turn."""
-    handle = page.get_by_role("slider", name=slider)
-    handle.focus()
+    """Milliseconds from release to redraw for `n` drags of a slider, left and right in turn."""
     times = []
     for step in range(n + 2):
-        # Twice down, twice up: every move lands on another value than the one before.
-        page.keyboard.press("ArrowLeft" if step % 4 < 2 else "ArrowRight")
+        # The input is hidden; the box around it moves with the thumb.
+        x, y = page.get_by_role("slider", name=slider).evaluate(
+            "e => { const box = e.parentElement.getBoundingClientRect(); return [box.x, box.y]; }"
+        )
+        page.mouse.move(x, y)
+        page.mouse.down()
+        # Twice left, twice right: every drag ends on another value than the one before.
+        page.mouse.move(x + (-STRIDE if step % 4 < 2 else STRIDE), y, steps=3)
+        page.mouse.up()
         page.wait_for_function("window.awd.drawn > 0", timeout=30_000)
-        times.append(page.evaluate("window.awd.drawn - window.awd.pressed"))
-        page.wait_for_timeout(150)
+        times.append(page.evaluate("window.awd.drawn - window.awd.released"))
+        page.wait_for_timeout(200)
     return np.array(times[2:])
 
 

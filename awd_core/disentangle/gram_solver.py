@@ -38,6 +38,10 @@ PATIENCE, PROGRESS, SHORTEST = 20.0, 1e-6, 2.0**-24
 # A loss that is lower by less than this share is lower by rounding.
 ROUNDING = 1e-14
 
+# Share of a squared norm that is left of a task vector beside the others, below which the group is
+# looked at closely; and the eigenvalue of its cosines that is rounding of 0.
+NEARLY_DEPENDENT, DEPENDENT = 1e-8, 1e-14
+
 # Blocks are dealt to this many slabs whatever the number of threads, so that the sums of the loss
 # over groups always run in the same order.
 _SLABS = 32
@@ -99,6 +103,11 @@ def run(grams: np.ndarray, descent: Descent) -> Descended:
     of the descent, so that nothing under- or overflows at any norm. With penalty `l2_squared`
     alpha becomes alpha s^2, and weight decay s^2 wd.
 
+    Where task vectors depend on one another (rows shorter than K, an expert that is a mean of
+    others) many c give the same delta. The recursion of c would then wander off among them, at an
+    exponential pace, until rounding moves delta too; so each step is projected on the c that
+    differ in delta.
+
     Args:
         grams: (groups, K, K) float64.
         descent: The settings.
@@ -114,8 +123,10 @@ def run(grams: np.ndarray, descent: Descent) -> Descended:
     # One block has nothing to share out; waking the other threads would cost more than the work.
     sweep = _descend_blocks if n_blocks > 1 else _descend_blocks_serially
     converged = descent.until == "converged"
+    grams = np.ascontiguousarray(grams)
     losses = sweep(
-        np.ascontiguousarray(grams),
+        grams,
+        *_projectors(grams, members),
         members,
         n_blocks,
         _relative(grams, descent),
@@ -145,8 +156,62 @@ def _relative(grams: np.ndarray, descent: Descent) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def _projectors(grams: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For groups whose vectors depend on one another, P with G P = G that has no part in G c = 0.
+
+    Returns:
+        P, (some groups, K, K); and for every group its position there, -1 for all others.
+    """
+    positions = np.full(len(grams), -1)
+    dependent = members[_nearly_dependent(grams, members)]
+    positions[dependent] = np.arange(len(dependent))
+    norms = np.sqrt(np.einsum("gii->gi", grams[dependent]))
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    # Cosines have eigenvalues of one size even where norms differ by orders of magnitude.
+    values, vectors = np.linalg.eigh(grams[dependent] * inverse[:, :, None] * inverse[:, None])
+    kept = vectors * (values > DEPENDENT * values[:, -1:])[:, None]
+    projectors = kept @ kept.transpose(0, 2, 1)
+    return inverse[:, :, None] * projectors * norms[:, None], positions
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _nearly_dependent(grams, members):
+    """Whether some vector of each group is all but a combination of those before it."""
+    found = np.zeros(len(members), dtype=np.bool_)
+    n_experts = grams.shape[1]
+    for member in numba.prange(len(members)):
+        gram, lower = grams[members[member]], np.zeros((n_experts, n_experts))
+        for i in range(n_experts):
+            if gram[i, i] <= 0.0:
+                continue
+            left = 1.0
+            for j in range(i):
+                if lower[j, j] > 0.0:
+                    inner = gram[i, j] / np.sqrt(gram[i, i]) / np.sqrt(gram[j, j])
+                    for k in range(j):
+                        inner -= lower[i, k] * lower[j, k]
+                    lower[i, j] = inner / lower[j, j]
+                    left -= lower[i, j] ** 2
+            if left < NEARLY_DEPENDENT:
+                found[member] = True
+                break
+            lower[i, i] = np.sqrt(left)
+    return found
+
+
 def _blocks(
-    grams, members, n_blocks, knobs, steps, penalty, momentum, converged, coefficients, taken
+    grams,
+    projectors,
+    positions,
+    members,
+    n_blocks,
+    knobs,
+    steps,
+    penalty,
+    momentum,
+    converged,
+    coefficients,
+    taken,
 ):
     n_slabs = min(n_blocks, _SLABS)
     traces = np.zeros((n_slabs, steps + 1, LANES))
@@ -154,6 +219,8 @@ def _blocks(
         for block in range(slab, n_blocks, n_slabs):
             _descend_block(
                 grams,
+                projectors,
+                positions,
                 members[block * LANES : (block + 1) * LANES],
                 knobs,
                 steps,
@@ -179,11 +246,23 @@ _descend_blocks_serially = numba.njit(cache=True, error_model="numpy")(_blocks)
 
 @numba.njit(cache=True, error_model="numpy")
 def _descend_block(
-    grams, members, knobs, steps, penalty, momentum, converged, coefficients, taken, trace
+    grams,
+    projectors,
+    positions,
+    members,
+    knobs,
+    steps,
+    penalty,
+    momentum,
+    converged,
+    coefficients,
+    taken,
+    trace,
 ):
     """Up to eight groups from delta = 0 to the end; adds their losses to `trace`."""
     n_experts = grams.shape[1]
     gram, floors, scalars = _gather(grams, members, knobs)
+    projector = _gather_projectors(projectors, positions, members)
     alpha, start, decay = load(scalars, 0), load(scalars, 1), load(scalars, 2)
     radius, pairs, counted = load(scalars, 3), load(scalars, 4), load(scalars, 5)
     c, h = _rows(n_experts), _rows(n_experts)
@@ -197,6 +276,8 @@ def _descend_block(
     last = steps
     for step in range(steps + 1):
         loss = _gradient(gram, floors, alpha, radius, pairs, penalty, c, h, work)
+        if len(projector):
+            _project(projector, h, work[0])
         moving = lr
         if converged:
             for k in range(n_experts):
@@ -272,6 +353,37 @@ def _gather(grams, members, knobs):
         scalars[4, lane] = 2.0 / (n_active * (n_active - 1))
         scalars[5, lane] = 1.0 if lane < len(members) else 0.0
     return gram, floors, scalars
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _gather_projectors(projectors, positions, members):
+    """P of every lane, row by row; nothing where no lane needs one."""
+    n_experts = projectors.shape[1]
+    needed = False
+    for group in members:
+        needed |= positions[group] >= 0
+    rows = _rows(n_experts * n_experts if needed else 0)
+    for lane in range(LANES if needed else 0):
+        position = positions[members[min(lane, len(members) - 1)]]
+        for i in range(n_experts):
+            for j in range(n_experts):
+                own = 1.0 if i == j else 0.0
+                own = projectors[position, i, j] if position >= 0 else own
+                rows[i * n_experts + j, lane] = own
+    return rows
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _project(projector, h, work):
+    """h <- P h."""
+    n_experts = len(h)
+    for i in range(n_experts):
+        total = splat(0.0)
+        for j in range(n_experts):
+            total = multiply_add(load(projector, i * n_experts + j), load(h, j), total)
+        store(work, i, total)
+    for i in range(n_experts):
+        store(h, i, load(work, i))
 
 
 @numba.njit(cache=True, error_model="numpy", inline="always")

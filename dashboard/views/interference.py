@@ -27,8 +27,12 @@ def show() -> None:
     if not tables.pair_by_block(view)["cosine"].notna().to_numpy().any():
         st.info("No block is moved by two experts: there is nothing to interfere.")
         return
-    _findings(view)
-    _pictures(study, view)
+    findings, pictures = st.container(), st.container()
+    # What changes with the sliders is sent first: the page redraws in the order of arrival.
+    with pictures:
+        _pictures(study, view)
+    with findings:
+        _findings(view)
 
 
 def _findings(view: View) -> None:
@@ -58,6 +62,22 @@ def _findings(view: View) -> None:
 
 @st.fragment
 def _pictures(study: Study, view: View) -> None:
+    overview, detail, more = st.container(), st.container(), st.container()
+    before, after = tables.pair_by_block(view, "before"), tables.pair_by_block(view, "after")
+    limit = figures.symmetric_limit(before, after)
+    if st.session_state.get("block") not in study.blocks:
+        st.session_state["block"] = before.loc[before["cosine"].abs().idxmax(), "block"]
+    with detail:
+        _matrices(view, st.session_state["block"], limit)
+    with overview:
+        _overview(study, view, before, after, limit)
+    with more:
+        _more(view)
+
+
+def _overview(
+    study: Study, view: View, before: pd.DataFrame, after: pd.DataFrame, limit: float
+) -> None:
     when = (
         st.segmented_control(
             "Task vectors",
@@ -69,8 +89,6 @@ def _pictures(study: Study, view: View) -> None:
         )
         or "before"
     )
-    before, after = tables.pair_by_block(view, "before"), tables.pair_by_block(view, "after")
-    limit = figures.symmetric_limit(before, after)
     left, right = st.columns([3, 2], gap="large")
     with left:
         chart(
@@ -89,15 +107,11 @@ def _pictures(study: Study, view: View) -> None:
         )
         st.caption("Grey: not moved by both experts. A click on a cell shows its block.")
     with right:
-        block = _block(study, _strongest_block(before))
+        block = st.select_slider(
+            "Block", study.blocks, key="block", help="Or click a cell of the heatmap."
+        )
         st.caption(f"Tensors of **{block}**; |cos| is the mean over pairs.")
         _tensors(view, block)
-    _matrices(view, block, limit)
-    _more(view)
-
-
-def _strongest_block(pairs: pd.DataFrame) -> str:
-    return pairs.loc[pairs["cosine"].abs().idxmax(), "block"]
 
 
 def _choose_block() -> None:
@@ -105,14 +119,6 @@ def _choose_block() -> None:
     points = st.session_state["pairs"]["selection"]["points"]
     if points:
         st.session_state["block"] = points[0]["customdata"][1]
-
-
-def _block(study: Study, strongest: str) -> str:
-    if st.session_state.get("block") not in study.blocks:
-        st.session_state["block"] = strongest
-    return st.select_slider(
-        "Block", study.blocks, key="block", help="Or click a cell of the heatmap."
-    )
 
 
 def _tensors(view: View, block: str) -> None:

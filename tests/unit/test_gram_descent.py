@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import awd_core as awd
 from tests.helpers import BLOCKS, SHAPES, Family, base_state, expert_states, redundant_vectors
@@ -75,6 +77,7 @@ def redundant_in_full_space(
     of alpha_crit (of alpha_crit / s where the norm is squared) and .01 s^2.
     """
     by_name, losses = {}, []
+    shapes = {tensor.name: tensor.shape for tensor in study.tensors}
     for names, tau in full_space.cut(family.task_vectors(), granularity, BLOCKS):
         alpha, lr = 0.1, 0.01
         if granularity != "model":
@@ -82,7 +85,38 @@ def redundant_in_full_space(
             unit = scale if settings["penalty"] == "l2_squared" else 1.0
             alpha, lr = 0.1 * critical / unit, 0.01 * scale**2
         trace = full_space.descend(tau, alpha, lr, **settings)
-        by_name |= full_space.uncut(names, trace.delta, SHAPES)
+        by_name |= full_space.uncut(names, trace.delta, shapes)
         losses.append(trace.losses.reshape(len(trace.losses), -1))
     delta = np.concatenate([by_name[tensor.name].ravel() for tensor in study.tensors])
     return delta, np.concatenate(losses, axis=1).mean(1)
+
+
+@pytest.mark.parametrize(("columns", "steps"), [(2, 10), (3, 60), (4, 100)])
+@pytest.mark.parametrize("n_experts", [5, 8])
+def test_rows_shorter_than_the_number_of_experts(
+    tmp_path: Path, n_experts: int, columns: int, steps: int
+) -> None:
+    # Their task vectors depend on one another, so many c give the same delta. Short rows soon come
+    # close to 0, where the smallest difference grows: hence the number of steps.
+    base = {"a.weight": torch.zeros(40, columns)}
+    family = Family(tmp_path, base, expert_states(base, n_experts))
+    study = family.study(out=tmp_path / "study")
+    settings: dict[str, Any] = {"steps": steps, "penalty": "l2"}
+    solved = awd.disentangle(study, "row", **settings)
+    ours = redundant_vectors(family, study, solved)
+    theirs, _ = redundant_in_full_space(family, study, "row", settings)
+    assert np.linalg.norm(ours - theirs) <= 1e-10 * np.linalg.norm(theirs)
+    assert np.abs(solved.span_coefficients).max() < 10
+
+
+@pytest.mark.parametrize("granularity", ["model", "tensor", "row"])
+def test_an_expert_that_is_the_mean_of_two_others(tmp_path: Path, granularity: Any) -> None:
+    base = {"a.weight": torch.zeros(6, 20, dtype=torch.float64)}
+    experts = expert_states(base, 3)
+    experts.append({"a.weight": (experts[0]["a.weight"] + experts[1]["a.weight"]) / 2})
+    family = Family(tmp_path, base, experts)
+    study = family.study(out=tmp_path / "study")
+    settings: dict[str, Any] = {"steps": 200, "penalty": "l2"}
+    ours = redundant_vectors(family, study, awd.disentangle(study, granularity, **settings))
+    theirs, _ = redundant_in_full_space(family, study, granularity, settings)
+    assert np.linalg.norm(ours - theirs) <= 1e-10 * np.linalg.norm(theirs)
