@@ -28,9 +28,12 @@ def bin_of_rank(histogram: np.ndarray, rank: int) -> tuple[int, int]:
     """Bin that holds the `rank`-th largest value (1 = largest), and the rank inside that bin.
 
     Values that were left out of the histogram because they are zero come after the smallest one.
+    The bin of nothing at all is that of zero.
     """
     from_top = np.cumsum(histogram[::-1])
     rank = min(rank, int(from_top[-1]))
+    if not rank:
+        return 0, 0
     position = int(np.searchsorted(from_top, rank))
     above = int(from_top[position - 1]) if position else 0
     return N_BINS - 1 - position, rank - above

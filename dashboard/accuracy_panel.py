@@ -19,7 +19,8 @@ SAMPLES_HELP = """
 Tune on validation texts; look at the test split at the end, or it is no test any more.
 Error bars are one standard error, √(p(1−p)/n).
 """
-SECONDS_BETWEEN_LOOKS = 0.4
+# Each look costs the evaluating thread a little; a second is soon enough.
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def accuracy_panel(study: Study, setting: Setting) -> None:
@@ -73,7 +74,10 @@ def _look(study: Study, setting: Setting, sample: str) -> evaluations.Result | A
 def _waiting(study: Study, setting: Setting, sample: str) -> None:
     if _look(study, setting, sample) is not None:
         st.rerun()
-    st.caption(":material/hourglass_top: evaluating this setting…")
+    st.caption(
+        ":material/hourglass_top: evaluating this setting… The first time it also loads"
+        " transformers and evaluates base and experts, which takes up to a minute."
+    )
     shown = state.newest_evaluated()
     if shown is not None:
         _bars({"base": shown["base"], "experts": shown["experts"], "last": shown["merge"]})

@@ -13,7 +13,7 @@ from awd_core.magnitude import kth_largest_magnitudes
 from awd_core.method import LinearMethod, MergeMethod, Vectors
 
 # TIES counts into 2^16 bins for each piece, however small: few examples, few pieces.
-FEW = settings(max_examples=20)
+FEW = settings(max_examples=12)
 METHODS = pytest.mark.parametrize("kind", awd.METHODS, ids=[method.key for method in awd.METHODS])
 
 # Multiples of 1/64 below 16: their sums are exact in float64, and they tie often.
@@ -158,7 +158,7 @@ def test_a_linear_method_is_the_sum_of_its_multipliers(
     chunk=st.integers(5, 20),
     data=st.data(),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_kth_largest_magnitude_is_kthvalue_bit_for_bit(
     values: list[float], n_experts: int, chunk: int, data: st.DataObject
 ) -> None:

@@ -135,6 +135,14 @@ def test_untouched_tensors_stay_the_base_s_bit_for_bit(
     }
 
 
+@pytest.mark.parametrize("method", [method.key for method in awd.METHODS])
+def test_a_merge_of_nothing_that_was_touched_is_the_base(tmp_path: Path, method: str) -> None:
+    base = save_bert(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter", base, target_modules=["query"])
+    found = merged(base, adapter, adapter, method=method, exclude=["*.query.weight"])
+    assert same_bits(found, load(base))
+
+
 def test_the_scaling_in_the_configuration_tells_adapters_apart(tmp_path: Path) -> None:
     base = save_bert(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base)
