@@ -1,17 +1,14 @@
-"""Plotly figures from the tables of `analysis.tables`. None of them knows an app.
+"""Figures from the tables of `analysis.tables`: Plotly's, and matrices as coloured tables.
 
-Every figure has a transparent background, takes the `Theme` of its page, names its units, and is
-as wide as its place and as high as its rows need.
+None of them knows an app. Every figure has a transparent background, takes the `Theme` of its page,
+names its units, and is as wide as its place and as high as its rows need.
 """
 
 from analysis.heatmaps import (
-    before_after,
-    cosine_matrix,
     norms_heatmap,
     pair_block_heatmap,
     pair_order,
     sign_heatmap,
-    sign_matrix,
 )
 from analysis.lines_and_bars import (
     accuracy_bars,
@@ -20,6 +17,7 @@ from analysis.lines_and_bars import (
     retained_bars,
     share_lines,
 )
+from analysis.matrices import cosine_matrices
 from analysis.scales import symmetric_limit
 from analysis.theme import DARK, LIGHT, Theme
 
@@ -28,8 +26,7 @@ __all__ = [
     "LIGHT",
     "Theme",
     "accuracy_bars",
-    "before_after",
-    "cosine_matrix",
+    "cosine_matrices",
     "loss_trace",
     "norms_heatmap",
     "pair_block_heatmap",
@@ -38,6 +35,5 @@ __all__ = [
     "retained_bars",
     "share_lines",
     "sign_heatmap",
-    "sign_matrix",
     "symmetric_limit",
 ]

@@ -1,4 +1,4 @@
-"""Figures of cells: pairs x blocks, experts x experts, experts x blocks."""
+"""Figures of cells: pairs x blocks, experts x blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from analysis.scales import (
     CHANCE,
     conflict_limit,
     decimals,
-    off_diagonal,
     rounded_up,
     signed,
     symmetric_limit,
@@ -34,9 +33,8 @@ from analysis.scales import (
 from analysis.tables import pair_label
 from analysis.theme import LIGHT, Theme
 
-# Above these sizes a figure grows heavy: markers to click on, and experts with numbers in cells.
+# Above this number of cells the markers to click on would make the figure heavy.
 MOST_MARKERS = 4000
-MOST_NUMBERED = 12
 
 
 @dataclass(frozen=True)
@@ -118,63 +116,6 @@ def sign_heatmap(
         limit = conflict_limit(np.asarray(table["conflict"], dtype=np.float64))
     order = pair_order(table, "conflict") if order is None else order
     return _pairs(table, "conflict", order, conflict_colouring(limit, theme), title, theme)
-
-
-def cosine_matrix(
-    matrix: pd.DataFrame,
-    limit: float | None = None,
-    title: str = "Cosine of every two experts",
-    theme: Theme = LIGHT,
-) -> go.Figure:
-    """K x K, symmetric about 0; the diagonal is blank because it is 1 by definition.
-
-    Args:
-        matrix: From `tables.matrix`.
-        limit: The colour range is +-limit; from the matrix by default.
-        title: What is seen.
-        theme: Of the page.
-    """
-    limit = symmetric_limit(matrix, percentile=100) if limit is None else limit
-    return _squares({"": matrix}, cosine_colouring(limit, theme), title, theme)
-
-
-def before_after(
-    before: pd.DataFrame,
-    after: pd.DataFrame,
-    limit: float | None = None,
-    title: str = "Cosine of experts before and after AWD",
-    theme: Theme = LIGHT,
-) -> go.Figure:
-    """Two K x K matrices on one colour scale with one colour bar.
-
-    Args:
-        before: From `tables.matrix(..., when="before")`.
-        after: From `tables.matrix(..., when="after")`.
-        limit: The colour range is +-limit; from both matrices by default.
-        title: What is seen.
-        theme: Of the page.
-    """
-    limit = symmetric_limit(before, after, percentile=100) if limit is None else limit
-    both = {"before AWD": before, "after AWD": after}
-    return _squares(both, cosine_colouring(limit, theme), title, theme)
-
-
-def sign_matrix(
-    matrix: pd.DataFrame,
-    limit: float | None = None,
-    title: str = "Sign conflict of every two experts",
-    theme: Theme = LIGHT,
-) -> go.Figure:
-    """K x K, centred at chance, 0.5; the diagonal is blank.
-
-    Args:
-        matrix: From `tables.sign_matrix`.
-        limit: The colour range is 0.5 +- limit; from the matrix by default.
-        title: What is seen.
-        theme: Of the page.
-    """
-    limit = conflict_limit(off_diagonal(matrix)) if limit is None else limit
-    return _squares({"": matrix}, conflict_colouring(limit, theme), title, theme)
 
 
 def norms_heatmap(
@@ -321,97 +262,3 @@ def _in_words(value: float, colouring: Colouring) -> str:
     if np.isnan(value):
         return "no number: nothing to compare"
     return f"{colouring.word} {value:.{colouring.digits}f}"
-
-
-FIXED: dict[str, Any] = {"automargin": False, "autotickangles": None}
-
-
-def _squares(
-    matrices: dict[str, pd.DataFrame], colouring: Colouring, title: str, theme: Theme
-) -> go.Figure:
-    """Square heatmaps of the same experts side by side, on one colour scale."""
-    names = [str(name) for name in next(iter(matrices.values())).columns]
-    labels = [short(name, 14) for name in names]
-    height = min(560, 210 + 30 * max(len(names), 4))
-    shown = [off_diagonal(matrix) for matrix in matrices.values()]
-    traces, layout = [], {}
-    for number, (heading, values) in enumerate(zip(matrices, shown, strict=True)):
-        axis = "" if number == 0 else str(number + 1)
-        traces.append(_square(values, names, colouring, axis))
-        layout |= _square_axes(names, labels, theme, number, len(matrices))
-        layout.setdefault("annotations", []).append(_heading(heading, axis, theme))
-    layout["coloraxis"] = {
-        "cmin": colouring.low,
-        "cmax": colouring.high,
-        "colorscale": scale(colouring.colours),
-        "colorbar": colouring.bar(theme, min(height - 170, 220), np.stack(shown)),
-    }
-    # Fixed margins and angle: margins that fit themselves made Plotly lay the figure out again and
-    # again, a third of a second at every move of a slider.
-    room = 10 + 6 * max(map(len, labels))
-    layout["margin"] = {"l": room, "r": 70, "t": 64 if len(matrices) > 1 else 40, "b": room}
-    return figure(
-        traces,
-        title,
-        theme,
-        key="matrix",
-        height=height,
-        plot_bgcolor=theme.empty,
-        **layout,
-    )
-
-
-def _square(values: np.ndarray, names: list[str], colouring: Colouring, axis: str) -> Trace:
-    trace: dict[str, Any] = {
-        "type": "heatmap",
-        "x": names,
-        "y": names,
-        "z": values.astype(np.float32),
-        "xgap": 1,
-        "ygap": 1,
-        "hoverongaps": False,
-        "hovertemplate": f"%{{y}}<br>%{{x}}<br>{colouring.word} %{{z:.{colouring.digits}f}}"
-        "<extra></extra>",
-        "coloraxis": "coloraxis",
-        "xaxis": f"x{axis}",
-        "yaxis": f"y{axis}",
-    }
-    if len(names) <= MOST_NUMBERED:
-        trace["texttemplate"] = f"%{{z:.{max(2, colouring.digits - 1)}f}}"
-    return trace
-
-
-def _square_axes(
-    names: list[str], labels: list[str], theme: Theme, number: int, count: int
-) -> dict[str, Any]:
-    axis = "" if number == 0 else str(number + 1)
-    width = 1 / count - 0.02 * (count - 1)
-    start = number * (1 - width)
-    return {
-        f"xaxis{axis}": categories(theme, names, labels)
-        | FIXED
-        | {
-            "tickangle": -45,
-            "anchor": f"y{axis}",
-            "domain": [start, start + width],
-        },
-        f"yaxis{axis}": rows(theme, names, labels)
-        | FIXED
-        | {
-            "anchor": f"x{axis}",
-            "showticklabels": number == 0,
-        },
-    }
-
-
-def _heading(text: str, axis: str, theme: Theme) -> dict[str, Any]:
-    return {
-        "text": text,
-        "xref": f"x{axis} domain",
-        "x": 0.5,
-        "yref": f"y{axis} domain",
-        "y": 1,
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"color": theme.text, "size": 13},
-    }

@@ -271,7 +271,8 @@ def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
     c = plan.redundant[chunk.tensor.name]
     rows = c[chunk.start : chunk.stop] if len(c) > 1 else c
     coefficients = torch.from_numpy(rows.T.copy()).to(chunk.base.device)[:, :, None]
-    return chunk.task_vectors - sum_over_experts(coefficients * chunk.task_vectors)
+    weighted = (c_k * vector for c_k, vector in zip(coefficients, chunk.task_vectors, strict=True))
+    return chunk.task_vectors - sum_over_experts(weighted)
 
 
 def _vectors(plan: Plan) -> Vectors:

@@ -91,13 +91,15 @@ class LinearMethod(MergeMethod):
         return merged
 
 
-def sum_over_experts(vectors: torch.Tensor) -> torch.Tensor:
+def sum_over_experts(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum over the first axis in expert order, whatever the shape of a piece.
 
-    `vectors.sum(0)` chooses its order by shape, so its last bit depends on the chunk size.
+    `vectors.sum(0)` chooses its order by shape, so its last bit depends on the chunk size. Give
+    products as a generator: they are then never all in memory.
     """
-    total = vectors[0].clone()
-    for vector in vectors[1:]:
+    remaining = iter(vectors)
+    total = next(remaining).clone()
+    for vector in remaining:
         total += vector
     return total
 

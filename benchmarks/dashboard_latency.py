@@ -19,26 +19,30 @@ from tests.screens.server import open_browser, run_app
 
 # Pixels of one drag: one to two positions of the slider.
 STRIDE = 26
-# Notes the moment of the last release, and of the first frame with other data after it.
+# Notes the last release, when the matrices of cosines changed in the DOM after it, and when the
+# frame with them was painted: a message posted in a frame's callback arrives after its paint.
 WATCH = """
 () => {
-  window.awd = {released: 0, drawn: 0, before: ''};
-  const data = () => [...document.querySelectorAll('.js-plotly-plot')]
-      .map(p => (p.data || []).filter(t => t.type === 'heatmap').map(
-          t => JSON.stringify(t.z && (t.z.bdata || t.z)) + t.zmin).join()).join('|');
+  window.awd = {released: 0, changed: 0, drawn: 0};
+  let before = '';
   document.addEventListener('pointerdown', () => {
-    window.awd = {released: 0, drawn: 0, before: data()};
+    window.awd = {released: 0, changed: 0, drawn: 0};
+    before = matrices();
   }, true);
   document.addEventListener('pointerup', () => { window.awd.released = performance.now(); }, true);
+  const painted = new MessageChannel();
+  painted.port1.onmessage = () => { window.awd.drawn = performance.now(); };
+  const matrices = () => document.querySelector('.awd-matrices')?.innerHTML;
   const look = () => {
-    if (window.awd.released && !window.awd.drawn && data() !== window.awd.before) {
-      window.awd.drawn = -1;
-      const mine = window.awd;
-      requestAnimationFrame(() => requestAnimationFrame(() => { mine.drawn = performance.now(); }));
+    const mine = window.awd;
+    if (!mine.released || mine.changed) return;
+    const now = matrices();
+    if (now && now !== before) {
+      mine.changed = performance.now();
+      requestAnimationFrame(() => painted.port2.postMessage(null));
     }
-    requestAnimationFrame(look);
   };
-  requestAnimationFrame(look);
+  new MutationObserver(look).observe(document.body, {subtree: true, childList: true});
 }
 """
 
@@ -75,11 +79,11 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         start = time.perf_counter()
         page.goto(server.url)
-        page.wait_for_selector(".js-plotly-plot .heatmaplayer", timeout=120_000)
+        page.wait_for_selector(".awd-matrices", timeout=120_000)
         first = time.perf_counter() - start
         start = time.perf_counter()
         page.reload()
-        page.wait_for_selector(".js-plotly-plot .heatmaplayer", timeout=60_000)
+        page.wait_for_selector(".awd-matrices", timeout=60_000)
         print(f"first heatmap: {first:.1f} s cold, {time.perf_counter() - start:.1f} s warm\n")
         page.wait_for_timeout(3000)
         page.evaluate(WATCH)

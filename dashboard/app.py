@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import controls, state
+from dashboard.latency import settle_server
 
 st.set_page_config(
     page_title="AWD Studio",
@@ -30,5 +31,6 @@ try:
     setting = controls.sidebar(study)
     state.remember(study, setting)
     page.run()
+    settle_server()
 except state.CoreError as error:
     state.show_error(error)

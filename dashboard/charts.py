@@ -7,6 +7,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis import figures
+from analysis.tables import MODEL, matrix
 from analysis.theme import Theme
 from analysis.view import View
 
@@ -37,3 +38,18 @@ def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:
     """Draw a figure with the tools that are of use, and the rest hidden."""
     config = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
     st.plotly_chart(figure, key=key, alt=alt, theme=None, config=config, **options)
+
+
+def cosine_matrices(view: View, title: str, block: str | None = None, limit: float = 0.0) -> None:
+    """Draw the K x K cosines before and after AWD, of one block or of the whole model.
+
+    Args:
+        view: What is looked at.
+        title: What is seen.
+        block: One block; None is the whole model.
+        limit: The colour range is at least +-limit.
+    """
+    scope, name = ("model", MODEL) if block is None else ("block", block)
+    matrices = {f"{when} AWD": matrix(view, scope, name, when) for when in ("before", "after")}
+    widest = figures.symmetric_limit(*matrices.values(), percentile=100)
+    st.html(figures.cosine_matrices(matrices, max(limit, widest), title, theme()))

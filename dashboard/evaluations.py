@@ -1,138 +1,172 @@
-"""Accuracy beside the sliders: one background thread, the newest request first.
+"""Accuracy beside the sliders: asked of a process of its own, the newest wish first.
 
-A page asks for what it wants to show and gets what is known; the thread works off the newest
-request, drops work that nobody wants any more between two batches, and keeps every result.
+A page asks for what it wants to show and gets what is known. The process works off the newest wish
+of all sessions, drops work that nobody wants any more, and every result is kept.
 """
 
 import atexit
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from awd_core import AwdError, Cancelled, Recipe, Study, open_checkpoint, zoo
-from awd_core.evaluation import Encoder, TaskAccuracy, evaluate, evaluate_recipe
-from awd_core.progress import CancelFn
+from awd_core import AwdError, Recipe, Study
+from awd_core.evaluation import TaskAccuracy
 
 Result = tuple[TaskAccuracy, ...]
-# Slider positions that are only passed over are not worth an evaluation.
-SECONDS_OF_REST = 0.25
 
 
-@dataclass
-class _Request:
-    key: Hashable
-    work: Callable[[CancelFn], Result]
+@dataclass(frozen=True)
+class Wish:
+    """What shall be evaluated; equal wishes have one answer.
+
+    Attributes:
+        what: The study's base, its experts on their own tasks, or a merge on all tasks.
+        study: Folder of the study.
+        digest: Of the study, for a folder can be collected anew.
+        split: Split of every task.
+        limit: Texts a task; None for all.
+        recipe: Of the merge, as JSON.
+    """
+
+    what: Literal["base", "experts", "merge"]
+    study: str
+    digest: str
+    split: str
+    limit: int | None
+    recipe: str | None = None
+
+    def line(self, number: int) -> str:
+        """The request as `dashboard.evaluator` reads it."""
+        recipe = None if self.recipe is None else json.loads(self.recipe)
+        return json.dumps({**asdict(self), "recipe": recipe, "id": number}) + "\n"
 
 
-@dataclass
+def wishes(study: Study, recipe: Recipe, split: str, limit: int | None) -> dict[str, Wish]:
+    """Base, experts and merge: all that the panel shows."""
+    of = (str(study.path), study.digest, split, limit)
+    return {
+        "experts": Wish("experts", *of),
+        "base": Wish("base", *of),
+        "merge": Wish("merge", *of, recipe.model_dump_json()),
+    }
+
+
 class Evaluator:
-    """Evaluates in one thread for all sessions; results are kept by what they are of."""
+    """The process and all its answers, for every session of a server."""
 
-    results: dict[Hashable, Result | AwdError] = field(default_factory=dict)
-    _wanted: dict[str, _Request] = field(default_factory=dict)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _thread: threading.Thread | None = None
-    _closing: bool = False
-
-    def __post_init__(self) -> None:
-        # A thread that is inside torch when the interpreter ends brings the process down.
+    def __init__(self) -> None:
+        self.results: dict[Wish, Result | AwdError] = {}
+        self._wanted: dict[tuple[str, str], Wish] = {}
+        self._asked: list[Wish] = []
+        self._working: Wish | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
         atexit.register(self.close)
 
+    @property
+    def pid(self) -> int | None:
+        """The process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the process, so that it is ready when the first wish comes."""
+        with self._lock:
+            self._ensure_process()
+
     def close(self) -> None:
-        """Drop all wishes and wait until the thread has ended."""
-        with self._changed:
-            self._closing = True
-            self._wanted.clear()
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+        """End the process."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
-    def ask(
-        self, session: str, key: Hashable, work: Callable[[CancelFn], Result]
-    ) -> Result | AwdError | None:
-        """The result, or None while it is being worked out; replaces the session's last wish."""
-        with self._changed:
-            if key in self.results:
-                self._wanted.pop(session, None)
-                return self.results[key]
-            if session not in self._wanted or self._wanted[session].key != key:
-                self._wanted.pop(session, None)
-                self._wanted[session] = _Request(key, work)
-                self._changed.notify()
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="evaluator", daemon=True)
-                self._thread.start()
-        return None
+    def ask(self, session: str, wish: Wish) -> Result | AwdError | None:
+        """The answer, or None while it is being worked out; replaces the last wish of its kind."""
+        with self._lock:
+            place = (session, wish.what)
+            if wish in self.results:
+                self._wanted.pop(place, None)
+            elif self._wanted.get(place) != wish:
+                self._wanted.pop(place, None)
+                self._wanted[place] = wish
+            self._send_newest()
+            return self.results.get(wish)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._wanted and not self._closing:
-                    self._changed.wait()
-                if self._closing:
-                    return
-                session, request = next(reversed(self._wanted.items()))
-                self._changed.wait(SECONDS_OF_REST)
-                if self._wanted.get(session) is not request:
-                    continue
-            self._answer(session, request)
-
-    def _answer(self, session: str, request: _Request) -> None:
-        try:
-            result: Result | AwdError = request.work(lambda: not self._is_wanted(request))
-        except Cancelled:
+    def _send_newest(self) -> None:
+        newest = next(reversed(self._wanted.values()), None)
+        if newest == self._working:
             return
-        except AwdError as error:
-            result = error
-        with self._changed:
-            self.results[request.key] = result
-            if self._wanted.get(session) is request:
-                del self._wanted[session]
+        self._working = newest
+        process = self._ensure_process()
+        line = "null\n"
+        if newest is not None:
+            self._asked.append(newest)
+            line = newest.line(len(self._asked) - 1)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+        except BrokenPipeError:
+            return  # its listener sees the end as well, and says so
 
-    def _is_wanted(self, request: _Request) -> bool:
-        return any(wanted.key == request.key for wanted in self._wanted.values())
+    def _ensure_process(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dashboard.evaluator"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            reply = json.loads(line)
+            with self._lock:
+                self._keep(self._asked[reply["id"]], _result(reply))
+        code = process.wait()
+        # A line that it never read would be written again on closing.
+        with suppress(BrokenPipeError), process:
+            pass
+        with self._lock:
+            if self._process is not process:
+                return  # closed on purpose
+            self._process = None
+            if self._working is not None:
+                self._keep(self._working, _ended(code))
+
+    def _keep(self, wish: Wish, result: Result | AwdError) -> None:
+        self.results[wish] = result
+        self._wanted = {place: other for place, other in self._wanted.items() if other != wish}
+        if self._working == wish:
+            self._working = None
+        if self._wanted:
+            self._send_newest()
+
+
+def _result(reply: dict[str, Any]) -> Result | AwdError:
+    if "error" in reply:
+        return AwdError(**reply["error"])
+    accuracies: Sequence[dict[str, Any]] = reply["accuracies"]
+    return tuple(TaskAccuracy(**one) for one in accuracies)
+
+
+def _ended(code: int) -> AwdError:
+    return AwdError(
+        "The process that evaluates ended",
+        received=f"exit code {code}",
+        remedy="It needs about 1 GB of memory. Change a setting to try again.",
+    )
 
 
 def is_zoo(study: Study) -> bool:
     """Whether the zoo's tasks are the experts' own."""
     return all(source.source.startswith("zoo:") for source in study.sources)
-
-
-def merge_work(
-    recipe: Recipe, study: Study, split: str, limit: int | None
-) -> Callable[[CancelFn], Result]:
-    """Accuracy of a merge on every task of the zoo."""
-
-    def work(cancel: CancelFn) -> Result:
-        return evaluate_recipe(recipe, zoo.tasks(), split, limit, study=study, cancel=cancel)
-
-    return work
-
-
-def base_work(split: str, limit: int | None) -> Callable[[CancelFn], Result]:
-    """Accuracy of the zoo's base on every task."""
-
-    def work(cancel: CancelFn) -> Result:
-        encoder = Encoder.from_folder(zoo.base_folder())
-        return evaluate(encoder, zoo.tasks(), split, limit, cancel)
-
-    return work
-
-
-def experts_work(study: Study, split: str, limit: int | None) -> Callable[[CancelFn], Result]:
-    """Accuracy of every expert on its own task."""
-    tasks = {task.key: task for task in zoo.tasks()}
-
-    def work(cancel: CancelFn) -> Result:
-        base = open_checkpoint(study.base.source)
-        found: list[TaskAccuracy] = []
-        for source in study.sources:
-            expert = open_checkpoint(source.source)
-            recipe = Recipe(base=study.base.source, experts=(source.source,), coefficient=1.0)
-            task = tasks[source.source.removeprefix("zoo:")]
-            found += evaluate_recipe(
-                recipe, (task,), split, limit, checkpoints=(base, (expert,)), cancel=cancel
-            )
-        return tuple(found)
-
-    return work

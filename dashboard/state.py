@@ -63,6 +63,7 @@ def open_study() -> Study:
     chosen = st.session_state.get("study_folder") or os.environ.get("AWD_STUDY")
     if chosen:
         return _study(chosen, _stamp(Path(chosen)))
+    evaluator()  # its process gets ready meanwhile
     with st.spinner("Reading the task vectors of the zoo, once…", show_time=True):
         return _zoo_study()
 
@@ -117,8 +118,10 @@ def _view(
 
 @st.cache_resource(show_spinner=False)
 def evaluator() -> Evaluator:
-    """The one evaluator of this server."""
-    return Evaluator()
+    """The one evaluator of this server, which gets ready as soon as it is first looked for."""
+    found = Evaluator()
+    found.start()
+    return found
 
 
 def remember(study: Study, setting: Setting) -> None:

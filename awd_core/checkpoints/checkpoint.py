@@ -14,11 +14,14 @@ from awd_core.checkpoints.header import StoredTensor, sample_bytes
 
 
 class ExpertTensor(abc.ABC):
-    """One tensor of an expert, readable by rows, in float64."""
+    """One tensor of an expert, readable by rows."""
 
     @abc.abstractmethod
     def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
-        """Rows `start:stop` of tau = theta - theta_0, given those rows of theta_0 in float64."""
+        """Rows `start:stop` of tau = theta - theta_0, given those rows of theta_0 in float64.
+
+        In a float type that holds them exactly.
+        """
 
     @abc.abstractmethod
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ class LoraTensor(ExpertTensor):
 
     def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows of s B A."""
-        return self.product[start:stop].to(base.device).to(torch.float64)
+        return self.product[start:stop].to(base.device)
 
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows of theta_0 + s B A rounded to the base's type, as PEFT's own merge gives it."""

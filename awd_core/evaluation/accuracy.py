@@ -14,7 +14,7 @@ from awd_core.evaluation.encoder import Encoder
 from awd_core.evaluation.tasks import Example, Task
 
 # Examples per task of a live evaluation: about a second for eight tasks on two cores.
-LIVE_SAMPLE = 40
+LIVE_SAMPLE = 32
 
 
 @dataclass(frozen=True)

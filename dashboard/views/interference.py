@@ -7,7 +7,8 @@ from analysis import figures, tables
 from analysis.view import View
 from awd_core import Study
 from dashboard import state
-from dashboard.charts import chart, cosine_metric, theme
+from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
+from dashboard.latency import paint_first
 
 COSINE_HELP = (
     "cos(τᵢ, τⱼ) = ⟨τᵢ, τⱼ⟩ / (‖τᵢ‖ ‖τⱼ‖), over all weights of the block. 0: the two experts use"
@@ -28,7 +29,6 @@ def show() -> None:
         st.info("No block is moved by two experts: there is nothing to interfere.")
         return
     findings, pictures = st.container(), st.container()
-    # What changes with the sliders is sent first: the page redraws in the order of arrival.
     with pictures:
         _pictures(study, view)
     with findings:
@@ -62,22 +62,24 @@ def _findings(view: View) -> None:
 
 @st.fragment
 def _pictures(study: Study, view: View) -> None:
-    overview, detail, more = st.container(), st.container(), st.container()
     before, after = tables.pair_by_block(view, "before"), tables.pair_by_block(view, "after")
     limit = figures.symmetric_limit(before, after)
     if st.session_state.get("block") not in study.blocks:
         st.session_state["block"] = before.loc[before["cosine"].abs().idxmax(), "block"]
-    with detail:
-        _matrices(view, st.session_state["block"], limit)
-    with overview:
-        _overview(study, view, before, after, limit)
-    with more:
-        _more(view)
+    left, right = st.columns([5, 4], gap="large")
+    with right:
+        block = st.select_slider(
+            "Block", study.blocks, key="block", help="Or click a cell of the heatmap."
+        )
+        cosine_matrices(view, f"Every two experts in {block}", block, limit)
+    paint_first()
+    with left:
+        _overview(before, after, limit)
+    _tensors(view, block)
+    _more(view)
 
 
-def _overview(
-    study: Study, view: View, before: pd.DataFrame, after: pd.DataFrame, limit: float
-) -> None:
+def _overview(before: pd.DataFrame, after: pd.DataFrame, limit: float) -> None:
     when = (
         st.segmented_control(
             "Task vectors",
@@ -89,29 +91,21 @@ def _overview(
         )
         or "before"
     )
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        chart(
-            figures.pair_block_heatmap(
-                after if when == "after" else before,
-                limit,
-                f"Cosine of each pair in each block, {when} AWD",
-                theme(),
-                order=figures.pair_order(before),
-            ),
-            "pairs",
-            "Heatmap of the cosine between task vectors: pairs of experts by blocks of the model."
-            " The same numbers are in the table below.",
-            on_select=_choose_block,
-            selection_mode="points",
-        )
-        st.caption("Grey: not moved by both experts. A click on a cell shows its block.")
-    with right:
-        block = st.select_slider(
-            "Block", study.blocks, key="block", help="Or click a cell of the heatmap."
-        )
-        st.caption(f"Tensors of **{block}**; |cos| is the mean over pairs.")
-        _tensors(view, block)
+    chart(
+        figures.pair_block_heatmap(
+            after if when == "after" else before,
+            limit,
+            f"Cosine of each pair in each block, {when} AWD",
+            theme(),
+            order=figures.pair_order(before),
+        ),
+        "pairs",
+        "Heatmap of the cosine between task vectors: pairs of experts by blocks of the model."
+        " The same numbers are in the table below.",
+        on_select=_choose_block,
+        selection_mode="points",
+    )
+    st.caption("Grey: not moved by both experts. A click on a cell shows its block.")
 
 
 def _choose_block() -> None:
@@ -122,6 +116,7 @@ def _choose_block() -> None:
 
 
 def _tensors(view: View, block: str) -> None:
+    st.subheader(f"Tensors of {block}")
     table = tables.tensor_table(view, block).dropna(subset=["cosine_before"])
     if table.empty:
         st.caption("No two experts move the same tensor here.")
@@ -133,12 +128,11 @@ def _tensors(view: View, block: str) -> None:
     st.dataframe(
         table.sort_values("cosine_before", ascending=False),
         hide_index=True,
-        height=420,
         column_order=shown,
         column_config={
-            "tensor": st.column_config.TextColumn("tensor", width=190),
-            "cosine_before": number("|cos| before", format="%.3f"),
-            "cosine_after": number("|cos| after", format="%.3f"),
+            "tensor": st.column_config.TextColumn("tensor"),
+            "cosine_before": number("mean |cos| before", format="%.3f"),
+            "cosine_after": number("mean |cos| after", format="%.3f"),
             "redundant_norm": number("‖δ‖ / mean ‖τ‖", format="%.3f"),
         },
     )
@@ -154,19 +148,6 @@ def _common_prefix(names: list[str]) -> str:
             break
         shared += 1
     return names[0][: names[0].rfind(".", 0, shared) + 1]
-
-
-def _matrices(view: View, block: str, limit: float) -> None:
-    before = tables.matrix(view, "block", block, "before")
-    after = tables.matrix(view, "block", block, "after")
-    wide = figures.symmetric_limit(before, after, percentile=100)
-    chart(
-        figures.before_after(
-            before, after, max(limit, wide), f"Every two experts in {block}", theme()
-        ),
-        "matrices",
-        f"Two matrices of cosines between experts in {block}, before and after AWD.",
-    )
 
 
 def _more(view: View) -> None:

@@ -7,7 +7,8 @@ from analysis.view import View
 from awd_core import Study
 from dashboard import state
 from dashboard.accuracy_panel import accuracy_panel
-from dashboard.charts import chart, cosine_metric, theme
+from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
+from dashboard.latency import paint_first
 from dashboard.state import Setting
 
 
@@ -16,10 +17,13 @@ def show() -> None:
     study, setting = state.current()
     view = state.view(study, setting)
     st.title("Tune the merge")
-    _numbers(study, setting, view)
+    numbers = st.container()
     left, right = st.columns(2, gap="large")
     with left:
         _cosines(study, view)
+    paint_first()
+    with numbers:
+        _numbers(study, setting, view)
     with right:
         accuracy_panel(study, setting)
     _redundancy(view)
@@ -64,15 +68,8 @@ def _cosines(study: Study, view: View) -> None:
     if study.n_experts < 2:
         st.info("One expert: there is no pair to compare.")
         return
-    before = tables.matrix(view, when="before")
-    after = tables.matrix(view, when="after")
-    limit = figures.symmetric_limit(before, after, percentile=100)
-    chart(
-        figures.cosine_matrix(after, limit, "Cosine of every two experts, after AWD", theme()),
-        "model_matrix",
-        "Matrix of cosines between experts over the whole model, after AWD.",
-    )
-    st.caption("Over the whole model. Page Interference shows it before and after, by block.")
+    cosine_matrices(view, "Cosine of every two experts over the whole model")
+    st.caption("Page Interference shows it block by block.")
 
 
 def _redundancy(view: View) -> None:

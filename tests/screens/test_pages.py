@@ -15,6 +15,7 @@ from analysis.view import View
 from awd_core import zoo
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
 from tests.helpers import family
+from tests.html_tables import HtmlMatrix, read_matrices
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 PAGES = ("interference", "tune", "ship", "open")
@@ -50,6 +51,12 @@ def numbers(values: Any) -> np.ndarray:
     array = np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
     shape = [int(size) for size in values["shape"].split(",")] if "shape" in values else [-1]
     return array.reshape(shape).astype(float)
+
+
+def matrices(test: AppTest) -> list[HtmlMatrix]:
+    """The matrices of cosines on the page: before and after AWD."""
+    found = [read_matrices(html.proto.body) for html in test.get("html")]
+    return [matrix for some in found for matrix in some]
 
 
 def view(study: awd.Study, coefficient: float = 0.3, **settings: Any) -> View:
@@ -93,8 +100,19 @@ def test_granularity_and_norm_constraint_redraw_the_matrix(
     settings = {"granularity": granularity, "alpha_relative": 0.01, "lr_relative": 0.01}
     after = tables.matrix(view(study, **settings), when="after").to_numpy(copy=True)
     np.fill_diagonal(after, np.nan)
-    drawn = figure(test, "model_matrix")["data"][0]
-    np.testing.assert_allclose(numbers(drawn["z"]), after, atol=1e-6)
+    np.testing.assert_allclose(matrices(test)[1].array, after, atol=1e-8)
+
+
+def test_the_matrices_are_those_of_the_chosen_block(study: awd.Study) -> None:
+    test = on("interference")
+    test.select_slider(key="block").set_value("block 2").run()
+    shown = view(study, **START)
+    for when, drawn in zip(("before", "after"), matrices(test), strict=True):
+        expected = tables.matrix(shown, "block", "block 2", when).to_numpy(copy=True)
+        np.fill_diagonal(expected, np.nan)
+        assert drawn.heading == f"{when} AWD"
+        assert drawn.columns == list(study.experts)
+        np.testing.assert_allclose(drawn.array, expected, atol=1e-8)
 
 
 def test_alpha_can_be_given_in_the_papers_units(study: awd.Study) -> None:
@@ -127,8 +145,8 @@ def test_awd_off_leaves_the_task_vectors_alone() -> None:
     test = on("interference")
     test.toggle(key="awd").set_value(False).run()
     assert test.metric[2].value == "0.0%"
-    before, after = figure(test, "matrices")["data"]
-    np.testing.assert_array_equal(numbers(before["z"]), numbers(after["z"]))
+    before, after = matrices(test)
+    np.testing.assert_array_equal(before.array, after.array)
 
 
 @pytest.mark.parametrize("method", ["average", "ties"])

@@ -36,16 +36,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> View:
 
 
 def all_figures(view: View, theme: Theme) -> dict[str, Any]:
-    before, after = tables.matrix(view), tables.matrix(view, when="after")
     found = [TaskAccuracy(label, "test", 40, 30) for label in view.experts]
     accuracies = tables.accuracies({"base": found, "experts": found, "this setting": found})
     return {
         "pairs": figures.pair_block_heatmap(tables.pair_by_block(view), theme=theme),
         "kinds": figures.pair_block_heatmap(tables.pair_by_kind(view), theme=theme),
-        "matrix": figures.cosine_matrix(before, theme=theme),
-        "both": figures.before_after(before, after, theme=theme),
         "signs": figures.sign_heatmap(tables.pair_sign_by_block(view), theme=theme),
-        "sign matrix": figures.sign_matrix(tables.sign_matrix(view), theme=theme),
         "norms": figures.norms_heatmap(tables.norms_by_block(view), theme=theme),
         "redundant": figures.redundant_norm_bars(tables.redundant_by_block(view), theme=theme),
         "shares": figures.share_lines(tables.shares_by_block(view), theme=theme),
@@ -171,36 +167,6 @@ def test_too_many_cells_have_no_markers_but_a_hover() -> None:
     assert "cos" in traces(figure)[0].hovertemplate
 
 
-def test_matrix_shows_the_table_without_its_diagonal(view: View) -> None:
-    square = tables.matrix(view)
-    (heatmap,) = heatmaps(figures.cosine_matrix(square))
-    assert np.isnan(np.diag(heatmap.z)).all()
-    off_diagonal = ~np.eye(4, dtype=bool)
-    np.testing.assert_allclose(heatmap.z[off_diagonal], square.to_numpy()[off_diagonal], rtol=1e-6)
-    assert heatmap.texttemplate
-    assert list(heatmap.x) == list(heatmap.y) == list(LABELS)
-    assert (np.diag(square) == 1).all(), "the table itself is left as it was"
-
-
-def test_before_and_after_have_one_scale_and_one_bar(view: View) -> None:
-    before, after = tables.matrix(view), tables.matrix(view, when="after")
-    figure: Any = figures.before_after(before, after)
-    first, second = heatmaps(figure)
-    assert first.coloraxis == second.coloraxis == "coloraxis"
-    axis = figure.layout.coloraxis
-    limit = figures.symmetric_limit(before, after, percentile=100)
-    assert (axis.cmin, axis.cmax) == (-limit, limit)
-    np.testing.assert_allclose(second.z[0, 1:], after.to_numpy()[0, 1:], rtol=1e-6)
-    texts = [note.text for note in figure.layout.annotations]
-    assert texts == ["before AWD", "after AWD"]
-
-
-def test_no_numbers_in_large_matrices() -> None:
-    names = [f"expert {number}" for number in range(13)]
-    square = pd.DataFrame(np.full((13, 13), 0.1), index=names, columns=names)
-    assert heatmaps(figures.cosine_matrix(square))[0].texttemplate is None
-
-
 def test_chance_is_the_middle_of_the_sign_scale(view: View) -> None:
     figure: Any = figures.sign_heatmap(tables.pair_sign_by_block(view))
     (heatmap,) = heatmaps(figure)
@@ -208,9 +174,6 @@ def test_chance_is_the_middle_of_the_sign_scale(view: View) -> None:
     # Opposed is the same colour as in cosines: the scale runs the other way.
     cosines = heatmaps(figures.pair_block_heatmap(tables.pair_by_block(view)))[0]
     assert [c for _, c in heatmap.colorscale] == [c for _, c in cosines.colorscale][::-1]
-    matrix: Any = figures.sign_matrix(tables.sign_matrix(view))
-    axis = matrix.layout.coloraxis
-    assert axis.cmin + axis.cmax == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("column", ["norm", "relative_norm", "rms"])
@@ -317,7 +280,6 @@ def test_ranges_are_written_as_people_write_them() -> None:
 def test_figures_do_not_change_their_tables(view: View) -> None:
     makers: dict[Callable[[View], pd.DataFrame], Callable[[pd.DataFrame], go.Figure]] = {
         tables.pair_by_block: figures.pair_block_heatmap,
-        tables.matrix: figures.cosine_matrix,
         tables.norms_by_block: figures.norms_heatmap,
         tables.shares_by_block: figures.share_lines,
     }

@@ -1,0 +1,147 @@
+"""K x K matrices as coloured tables of HTML: numbers that can be read, heard and copied.
+
+A browser draws such a table in a few milliseconds, where a Plotly figure takes a hundred; so it
+follows a slider. Colours, scale and colour bar are those of the heatmaps.
+"""
+
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from analysis.drawing import short
+from analysis.heatmaps import Colouring, cosine_colouring
+from analysis.scales import off_diagonal, signed, symmetric_limit
+from analysis.theme import LIGHT, Theme
+
+# From this many experts on a number finds no room in its cell; it stays in the cell's title.
+MOST_NUMBERED = 16
+# WCAG's relative luminance at which black and white text contrast equally with a colour.
+MIDDLE_LUMINANCE = 0.179
+
+STYLE = """
+.awd-matrices {display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-end}
+.awd-matrices table {flex: 1 1 320px; min-width: 0; border-collapse: separate; border-spacing: 1px;
+  table-layout: fixed; font-size: 11px; line-height: 1; font-variant-numeric: tabular-nums}
+.awd-matrices .heading {font-size: 13px; text-align: left; vertical-align: bottom;
+  padding-bottom: .4rem}
+.awd-matrices th {font-weight: 400; white-space: nowrap}
+.awd-matrices th[scope=row] {text-align: right; padding-right: .4rem}
+.awd-matrices thead th {writing-mode: vertical-rl; transform: rotate(180deg);
+  text-align: left; padding: 0 0 .3rem; height: 5.4rem}
+.awd-matrices tbody td {height: 1.75rem; text-align: center; padding: 0; overflow: hidden}
+.awd-matrices .names {width: 6.6rem}
+.awd-scale {display: flex; align-items: center; gap: .5rem; font-size: 11px; margin-top: .6rem}
+.awd-scale i {width: 9rem; height: 9px}
+"""
+
+
+def cosine_matrices(
+    matrices: Mapping[str, pd.DataFrame],
+    limit: float | None = None,
+    title: str = "Cosine of every two experts",
+    theme: Theme = LIGHT,
+) -> str:
+    """One table for each matrix, side by side where there is room, on one colour scale.
+
+    Diagonals are blank, for a cosine of a vector with itself is 1 by definition.
+
+    Args:
+        matrices: Heading -> K x K, from `tables.matrix`.
+        limit: The colour range is +-limit, symmetric about 0; from the matrices by default.
+        title: What is seen; also its name for screen readers.
+        theme: Of the page.
+
+    Returns:
+        HTML without scripts. Every cell carries its number in full as a `<data value>`.
+    """
+    if limit is None:
+        limit = symmetric_limit(*matrices.values(), percentile=100)
+    colouring = cosine_colouring(limit, theme)
+    found = "".join(_table(name, matrix, colouring, theme) for name, matrix in matrices.items())
+    values = np.stack([off_diagonal(matrix) for matrix in matrices.values()])
+    return (
+        f'<style>{STYLE}</style><section aria-label="{escape(title)}" style="color:{theme.text}">'
+        f'<p style="font-size:14px">{escape(title)}</p>'
+        f'<div class="awd-matrices">{found}</div>{_scale(colouring, theme, values)}</section>'
+    )
+
+
+def _table(heading: str, matrix: pd.DataFrame, colouring: Colouring, theme: Theme) -> str:
+    names = [str(name) for name in matrix.columns]
+    head = "".join(_name(name, "col") for name in names)
+    rows = "".join(
+        f"<tr>{_name(name, 'row')}{_cells(values, row, colouring, theme)}</tr>"
+        for row, (name, values) in enumerate(zip(names, off_diagonal(matrix), strict=True))
+    )
+    return (
+        f'<table aria-label="{escape(heading)}"><colgroup><col class="names"></colgroup>'
+        f'<thead><tr><td class="heading">{escape(heading)}</td>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _name(name: str, scope: str) -> str:
+    shown = escape(short(name, 14))
+    return f'<th scope="{scope}" title="{escape(name)}">{shown}</th>'
+
+
+def _cells(values: np.ndarray, row: int, colouring: Colouring, theme: Theme) -> str:
+    """The cells of one row."""
+    cells = []
+    for column, value in enumerate(values):
+        if np.isnan(value):
+            word = "" if row == column else ' title="not moved by both experts"'
+            cells.append(f'<td{word} style="background:{theme.empty}"></td>')
+            continue
+        colour = _colour(value, colouring)
+        text = "#FFFFFF" if _luminance(colour) < MIDDLE_LUMINANCE else "#000000"
+        shown = _two_decimals(value) if len(values) <= MOST_NUMBERED else ""
+        background = "#{:02x}{:02x}{:02x}".format(*colour)
+        cells.append(
+            f'<td title="{colouring.word} {value:.{colouring.digits}f}"'
+            f' style="background:{background};color:{text}">'
+            f'<data value="{value:.9g}">{shown}</data></td>'
+        )
+    return "".join(cells)
+
+
+def _two_decimals(value: float) -> str:
+    """`−0.05`; what rounds to zero has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _scale(colouring: Colouring, theme: Theme, values: np.ndarray) -> str:
+    """The colour bar, lying, with its range; it says where values lie beyond its ends."""
+    low, high = signed(colouring.low), signed(colouring.high)
+    seen = values[np.isfinite(values)]
+    low = f"≤ {low}" if (seen < colouring.low).any() else low
+    high = f"≥ {high}" if (seen > colouring.high).any() else high
+    return (
+        f'<div class="awd-scale" style="color:{theme.muted}"><span>{low}</span>'
+        f'<i style="background:linear-gradient(to right,{",".join(colouring.colours)})"></i>'
+        f"<span>{high}</span><span>{escape(colouring.title)}</span></div>"
+    )
+
+
+def _colour(value: float, colouring: Colouring) -> tuple[int, int, int]:
+    """Red, green, blue: linear between neighbouring colours of the scale, as Plotly draws it."""
+    colours = np.array([_channels(colour) for colour in colouring.colours])
+    place = (value - colouring.low) / (colouring.high - colouring.low) * (len(colours) - 1)
+    at = np.arange(len(colours))
+    red, green, blue = (round(float(np.interp(place, at, channel))) for channel in colours.T)
+    return red, green, blue
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _luminance(colour: tuple[int, int, int]) -> float:
+    """WCAG 2's relative luminance, 0 to 1."""
+    linear = [
+        channel / 12.92 if channel <= 0.03928 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in (part / 255 for part in colour)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
