@@ -70,13 +70,17 @@ class Bench:
     study: awd.Study
     tasks: tuple[Task, ...]
 
-    def accuracy(self, fields: dict[str, Any], split: str) -> tuple[TaskAccuracy, ...]:
+    def accuracy(
+        self, fields: dict[str, Any], split: str, limit: int | None = None
+    ) -> tuple[TaskAccuracy, ...]:
         """Accuracy of one recipe on every task."""
         recipe = awd.Recipe(
             base=self.base.source, experts=[expert.source for expert in self.experts], **fields
         )
         opened = (self.base, self.experts)
-        return evaluate_recipe(recipe, self.tasks, split, study=self.study, checkpoints=opened)
+        return evaluate_recipe(
+            recipe, self.tasks, split, limit, study=self.study, checkpoints=opened
+        )
 
     def best_coefficient(self, fields: dict[str, Any]) -> tuple[float, float]:
         """(validation accuracy, lambda) at the best lambda; the smaller one of equals."""
@@ -119,8 +123,8 @@ def candidates() -> Iterator[tuple[str, dict[str, Any], tuple[float | None, ...]
 
 def measure(bench: Bench) -> list[Row]:
     """Every row of the table."""
-    base_test = _of_encoder(bench, bench.base, "test")
-    experts_test = _own_experts(bench, "test")
+    base_test = of_base(bench, "test")
+    experts_test = own_experts(bench, "test")
 
     def row(
         name: str,
@@ -143,8 +147,8 @@ def measure(bench: Bench) -> list[Row]:
             per_task,
         )
 
-    base_validation = mean_accuracy(_of_encoder(bench, bench.base, "validation"))
-    experts_validation = mean_accuracy(_own_experts(bench, "validation"))
+    base_validation = mean_accuracy(of_base(bench, "validation"))
+    experts_validation = mean_accuracy(own_experts(bench, "validation"))
     rows = [
         row("base", base_test, base_validation),
         row("experts, each on its own task", experts_test, experts_validation),
@@ -180,11 +184,13 @@ def _cosine(bench: Bench, fields: dict[str, Any]) -> tuple[float, float] | None:
     return solved.mean_absolute_cosine
 
 
-def _of_encoder(bench: Bench, checkpoint: Checkpoint, split: str) -> tuple[TaskAccuracy, ...]:
-    return evaluate(Encoder.from_folder(checkpoint.path), bench.tasks, split)
+def of_base(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
+    """Accuracy of the base on every task."""
+    return evaluate(Encoder.from_folder(bench.base.path), bench.tasks, split)
 
 
-def _own_experts(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
+def own_experts(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
+    """Accuracy of every expert on its own task."""
     found = []
     for expert, task in zip(bench.experts, bench.tasks, strict=True):
         recipe = awd.Recipe(base=bench.base.source, experts=[expert.source], coefficient=1.0)

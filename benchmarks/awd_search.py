@@ -1,0 +1,226 @@
+"""The search for an AWD that beats spectral methods: every try, with its number.
+
+    python -m benchmarks.awd_search             the shipped zoo
+    python -m benchmarks.awd_search DIR ...     zoos of other seeds as well: see awd_on_zoos
+
+A try is a rule that turns the K task vectors of one matrix into one update. Vectors, norms and
+embeddings get the plain sum everywhere. The update is scaled: its length relative to that of task
+arithmetic at its best lambda is chosen on a fixed sample of the validation split, then the test
+split is read once. TSV-M (arXiv 2412.00081) and Iso-C (arXiv 2502.04959) are written here from
+their papers, as opponents.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from awd_core.disentangle.gram_solver import Descent, run
+from awd_core.disentangle.objective import critical_alphas, mean_norms
+from awd_core.evaluation import Encoder, evaluate, mean_accuracy
+from awd_core.stream import chunks
+from benchmarks.awd_on_zoo import Bench
+from benchmarks.awd_on_zoos import LAMBDAS, VALIDATION_TEXTS, open_zoo
+
+# Length of the update relative to that of task arithmetic at its best lambda.
+LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+STEPS, LR = 300, 0.01
+
+Rule = Callable[[torch.Tensor], torch.Tensor]
+
+
+def awd_rows(taus: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
+    """v_k = tau_k - delta at granularity `row`, (K, rows, columns)."""
+    grams = torch.einsum("kri,lri->rkl", taus, taus).numpy().copy()
+    descent = Descent(alpha * critical_alphas(grams), LR * mean_norms(grams) ** 2, STEPS)
+    c = torch.from_numpy(run(grams, descent).coefficients)
+    return taus - torch.einsum("rk,kri->ri", c, taus)
+
+
+def awd_columns(taus: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
+    """The same for every input column."""
+    return awd_rows(taus.mT, alpha).mT
+
+
+def awd_in_basis(taus: torch.Tensor, alpha: float = 0.1, side: str = "left") -> torch.Tensor:
+    """Rows of the task vectors rotated into singular bases of their sum.
+
+    `left`: rows of U^T tau (granularity `spectral`); `right`: columns of tau V. Both at once, rows
+    of U^T tau V, is `left` again: V does not change the Gram of a row.
+    """
+    u, _, vh = torch.linalg.svd(taus.sum(0), full_matrices=False)
+    if side == "right":
+        return awd_columns(taus @ vh.T, alpha) @ vh + (taus - taus @ vh.T @ vh)
+    inside = u @ awd_rows(u.T @ taus, alpha)
+    return inside + (taus - u @ (u.T @ taus))
+
+
+def rank_cut(taus: torch.Tensor, share: float) -> torch.Tensor:
+    """Every task vector at its first `share` of singular directions."""
+    u, s, vh = torch.linalg.svd(taus, full_matrices=False)
+    r = max(1, int(share * s.shape[1]))
+    return u[:, :, :r] * s[:, None, :r] @ vh[:, :r]
+
+
+def total(vectors: torch.Tensor) -> torch.Tensor:
+    """sum_k v_k."""
+    return vectors.sum(0)
+
+
+def isotropic(vectors: torch.Tensor, power: float = 0.0) -> torch.Tensor:
+    """Iso-C at power 0: U mean(s) V^T of the sum; at power p: s^p, scaled to the same mean."""
+    u, s, vh = torch.linalg.svd(vectors.sum(0), full_matrices=False)
+    shaped = torch.where(s > 1e-6 * s[0], s, 0.0) ** power if power else torch.ones_like(s)
+    return u * (shaped * s.mean() / shaped.mean()) @ vh
+
+
+def tsv_m(taus: torch.Tensor) -> torch.Tensor:
+    """TSV-M: the first rank / K triplets of every task, both bases made orthogonal, then summed."""
+    u, s, vh = torch.linalg.svd(taus, full_matrices=False)
+    r = max(1, s.shape[1] // len(taus))
+    left = torch.cat(list(u[:, :, :r]), 1)
+    right = torch.cat(list(vh[:, :r].mT), 1)
+    values = s[:, :r].reshape(-1)
+    return _orthogonal(left) * values @ _orthogonal(right).T
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    p, _, qh = torch.linalg.svd(matrix, full_matrices=False)
+    return p @ qh
+
+
+def tries() -> dict[str, Rule]:
+    """Every try by its name."""
+    spectral = partial(awd_in_basis, side="left")
+    right = partial(awd_in_basis, side="right")
+    return {
+        "task arithmetic": total,
+        "TSV-M": tsv_m,
+        "Iso-C": isotropic,
+        "isotropic, s^0.5": partial(isotropic, power=0.5),
+        "AWD row": lambda taus: total(awd_rows(taus)),
+        "AWD column": lambda taus: total(awd_columns(taus)),
+        "AWD row, then column": lambda taus: total(awd_columns(awd_rows(taus))),
+        "AWD spectral": lambda taus: total(spectral(taus)),
+        "AWD spectral, alpha 0.01": lambda taus: total(spectral(taus, 0.01)),
+        "AWD spectral, alpha 0.5": lambda taus: total(spectral(taus, 0.5)),
+        "AWD spectral, right basis": lambda taus: total(right(taus)),
+        "AWD spectral, left then right": lambda taus: total(right(spectral(taus))),
+        "rank cut 1/K": lambda taus: total(rank_cut(taus, 1 / len(taus))),
+        "rank cut 1/K, AWD spectral": lambda taus: total(spectral(rank_cut(taus, 1 / len(taus)))),
+        "AWD row, isotropic": lambda taus: isotropic(awd_rows(taus)),
+        "AWD spectral, isotropic": lambda taus: isotropic(spectral(taus)),
+        "AWD spectral, isotropic s^0.5": lambda taus: isotropic(spectral(taus), 0.5),
+        "AWD left then right, isotropic": lambda taus: isotropic(right(spectral(taus))),
+        "AWD spectral, TSV-M": lambda taus: tsv_m(spectral(taus)),
+    }
+
+
+@dataclass
+class Ground:
+    """One zoo in memory: the base, the task vectors of its matrices, and the sum of the rest."""
+
+    bench: Bench
+    base: dict[str, torch.Tensor]
+    matrices: dict[str, torch.Tensor]
+    rest: dict[str, torch.Tensor]
+
+    def update(self, rule: Rule) -> dict[str, torch.Tensor]:
+        """What a try adds to the base, before scaling."""
+        return self.rest | {name: rule(taus) for name, taus in self.matrices.items()}
+
+    def accuracy(
+        self, update: dict[str, torch.Tensor], scale: float, split: str, limit: int | None
+    ) -> float:
+        """Mean accuracy of base + scale update."""
+        state = {
+            name: value + (scale * update[name]).reshape(value.shape).to(value.dtype)
+            if name in update
+            else value
+            for name, value in self.base.items()
+        }
+        encoder = Encoder.from_state(self.bench.base.path, state)
+        return mean_accuracy(evaluate(encoder, self.bench.tasks, split, limit))
+
+
+def open_ground(bench: Bench) -> Ground:
+    """Read everything once."""
+    base, matrices, rest = {}, {}, {}
+    for name, stored in bench.base.stored.items():
+        parts = list(chunks(stored, bench.experts, torch.device("cpu")))
+        if not parts:
+            continue
+        base[name] = torch.cat([part.base for part in parts]).reshape(stored.shape).float()
+        taus = torch.cat([part.task_vectors for part in parts], dim=1)
+        if not taus.any():
+            continue
+        if len(stored.shape) == 2 and "embeddings" not in name:
+            matrices[name] = taus
+        else:
+            rest[name] = taus.sum(0)
+    return Ground(bench, base, matrices, rest)
+
+
+def length(update: dict[str, torch.Tensor]) -> float:
+    """Norm over all tensors."""
+    return float(np.sqrt(sum(float(value.double().square().sum()) for value in update.values())))
+
+
+def measure(ground: Ground) -> dict[str, tuple[float, float]]:
+    """Test accuracy and chosen relative length of every try."""
+    plain = ground.update(total)
+    found = {
+        scale: ground.accuracy(plain, scale, "validation", VALIDATION_TEXTS) for scale in LAMBDAS
+    }
+    best = max(found, key=lambda scale: (found[scale], -scale))
+    unit = best * length(plain)
+    results = {}
+    for name, rule in tries().items():
+        began = time.perf_counter()
+        update = ground.update(rule)
+        scales = {relative: relative * unit / length(update) for relative in LENGTHS}
+        seen: dict[float, float] = {}
+        for relative, scale in scales.items():
+            seen[relative] = ground.accuracy(update, scale, "validation", VALIDATION_TEXTS)
+            if relative > 1 and seen[relative] < max(seen.values()) - 0.02:
+                break
+        chosen = max(seen, key=lambda relative: (seen[relative], -relative))
+        test = ground.accuracy(update, scales[chosen], "test", None)
+        results[name] = (test, chosen)
+        seconds = time.perf_counter() - began
+        print(f"  {name}: {test:.4f} at {chosen:g}, {seconds:.0f} s", flush=True)
+    return results
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("zoos", type=Path, nargs="*", help="folders of experts, beside the shipped")
+    parser.add_argument("--without-shipped", action="store_true", help="only the given folders")
+    arguments = parser.parse_args()
+    folders = [*([] if arguments.without_shipped else [None]), *arguments.zoos]
+    found = [measure(open_ground(open_zoo(folder))) for folder in folders]
+    print(
+        "\n| try | relative length | test | mean | to TSV-M | to Iso-C |\n|---|---|---|---|---|---|"
+    )
+    for name in tries():
+        tests = [results[name][0] for results in found]
+        lengths = ", ".join(f"{results[name][1]:g}" for results in found)
+        against = [
+            float(np.mean([results[name][0] - results[other][0] for results in found]))
+            for other in ("TSV-M", "Iso-C")
+        ]
+        each = ", ".join(f"{test:.4f}" for test in tests)
+        print(
+            f"| {name} | {lengths} | {each} | {np.mean(tests):.4f} |"
+            f" {against[0]:+.4f} | {against[1]:+.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
