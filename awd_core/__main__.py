@@ -18,7 +18,7 @@ from rich.table import Table
 import awd_core as awd
 from awd_core import zoo
 from awd_core.checkpoints import Checkpoint
-from awd_core.disentangle import GRANULARITIES
+from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
 from awd_core.recipe import Recipe
 
@@ -119,15 +119,31 @@ def collect(
 @app.command()
 def tune(
     study: Annotated[Path, typer.Argument(help="Study folder.")],
-    granularity: Annotated[str, typer.Option(help=" | ".join(GRANULARITIES))] = "model",
+    preset: Annotated[
+        str | None, typer.Option(help=f"{' | '.join(PRESETS)}; other options change its fields.")
+    ] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help=f"{' | '.join(GRANULARITIES)}; model if left out.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Norm constraint, paper's units.")] = None,
     alpha_relative: Annotated[
         float | None, typer.Option(help="Norm constraint as a fraction of alpha_crit.")
     ] = None,
+    radius: Annotated[
+        float | None,
+        typer.Option(help="Hard bound of ||delta|| over the mean ||tau||; with penalty none."),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Step size, paper's units.")] = None,
     lr_relative: Annotated[float | None, typer.Option(help="Step size over s^2.")] = None,
-    steps: Annotated[int, typer.Option(help="Descent steps.")] = 300,
-    penalty: Annotated[str, typer.Option(help="l2 | l2_squared | none")] = "l2",
+    steps: Annotated[int | None, typer.Option(help="Descent steps; 300 if left out.")] = None,
+    until: Annotated[str | None, typer.Option(help="steps | converged; steps if left out.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum; 0 if left out.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of delta; 0 if left out.")
+    ] = None,
+    penalty: Annotated[
+        str | None, typer.Option(help="l2 | l2_squared | none; l2 if left out.")
+    ] = None,
     coefficient: Annotated[float, typer.Option(help="lambda of every expert.")] = 0.3,
     recipe: Annotated[
         Path | None, typer.Option(help="Write the merge with these settings as a recipe.")
@@ -136,21 +152,26 @@ def tune(
 ) -> None:
     """Solve AWD on a study; no weights needed."""
     opened = awd.open_study(study)
-    given = {
+    options = {
         "granularity": granularity,
         "alpha": alpha,
         "alpha_relative": alpha_relative,
+        "radius": radius,
         "lr": lr,
         "lr_relative": lr_relative,
         "steps": steps,
+        "until": until,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
         "penalty": penalty,
     }
+    given = {name: value for name, value in options.items() if value is not None}
     chosen = Recipe(
         base=opened.base.source,
         experts=[source.source for source in opened.sources],
         coefficient=coefficient,
         exclude=opened.exclude,
-        disentangle={name: value for name, value in given.items() if value is not None},
+        disentangle=given if preset is None else Settings.preset(preset, **given),
     )
     assert chosen.disentangle is not None
     solved = awd.solve(opened, chosen.disentangle)
@@ -168,7 +189,7 @@ def tune(
         "redundant_norm": solved.redundant_norm,
         "redundant_norm_relative": solved.relative_redundant_norm,
     }
-    if granularity == "model":
+    if chosen.disentangle.granularity == "model":
         shares = 1 - solved.n_experts * solved.span_coefficients[0]
         result["alpha_critical"] = float(solved.critical_alpha[0])
         result["weight_over_lambda"] = dict(zip(opened.experts, shares.tolist(), strict=True))

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from awd_core import Recipe, Settings, open_study, solve
 from awd_core import __main__ as command_line
+from awd_core.disentangle import PRESETS
 from tests.helpers import Family, family, tree
 
 
@@ -58,6 +60,73 @@ def test_the_way_from_folders_to_a_verified_merge(
     merged = run("merge", recipe, tmp_path / "merged")["merged"]
     checks = {check["name"]: check["ok"] for check in run("verify", merged, "--no-load")["checks"]}
     assert all(checks.values())
+
+
+@pytest.fixture
+def study(made: Family, tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    made.study(out=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ([], {}),
+        (["--until", "converged", "--steps", "50"], {"until": "converged", "steps": 50}),
+        (["--radius", "0.2", "--penalty", "none"], {"radius": 0.2, "penalty": "none"}),
+        (["--momentum", "0.5"], {"momentum": 0.5}),
+        (["--weight-decay", "0.25"], {"weight_decay": 0.25}),
+        (["--granularity", "row", "--alpha", "0"], {"granularity": "row", "alpha": 0.0}),
+        *([["--preset", key], preset.fields] for key, preset in PRESETS.items()),
+        (
+            ["--preset", "norm-bounded", "--radius", "0.1", "--granularity", "tensor"],
+            PRESETS["norm-bounded"].fields | {"radius": 0.1, "granularity": "tensor"},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_tune_are_the_settings_that_are_solved(
+    options: list[str],
+    fields: dict[str, Any],
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    code, out, err = awd(monkeypatch, capsys, "tune", study, *options, "--recipe", recipe, "--json")
+    assert code == 0, err
+    settings = Settings(**fields)
+    assert Recipe.load(recipe).disentangle == settings
+    solved = solve(open_study(study), settings)
+    assert json.loads(out)["redundant_norm"] == solved.redundant_norm
+    assert json.loads(out)["outcome"] == solved.outcome
+    assert ("alpha_critical" in json.loads(out)) == (settings.granularity == "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--preset", "papers"], "Did you mean 'paper'"),
+        (["--preset", "paper", "--alpha-relative", "0.1"], "give either alpha"),
+        (["--preset", "row", "--granularity", "model"], "row_average belongs to granularity row"),
+        (["--preset", "converged", "--until", "never"], "'steps' or 'converged'"),
+        (["--radius", "0.3"], "radius is a hard constraint"),
+        (["--momentum", "1"], "less than 1"),
+    ],
+)
+def test_settings_that_cannot_be_used_end_with_one(
+    options: list[str],
+    sentence: str,
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = awd(monkeypatch, capsys, "tune", study, *options, "--json")
+    assert code == 1
+    assert json.loads(out)["error"] == "RecipeError"
+    assert sentence in err
 
 
 def test_wrong_inputs_end_with_one_and_say_what_to_do(

@@ -161,6 +161,44 @@ def test_the_card_says_what_the_merge_is_made_of(
     assert ("one redundant vector was subtracted" in text.replace("\n", " ")) == bool(disentangle)
 
 
+@pytest.mark.parametrize(
+    ("disentangle", "words"),
+    [
+        ({}, ["for the whole model", "alpha = 0.1 (in the paper's units)", "in 300 steps of"]),
+        (
+            {"granularity": "tensor", "alpha_relative": 0.25, "steps": 5, "momentum": 0.5},
+            ["for each tensor", "alpha = 0.25 (times alpha_crit", "with momentum 0.5"],
+        ),
+        (
+            {"penalty": "none", "radius": 0.2, "until": "converged", "steps": 40},
+            ["at most 0.2 times the mean norm", "until it converged, in at most 40 steps"],
+        ),
+        ({"penalty": "none", "weight_decay": 0.5}, ["no penalty", "with weight decay 0.5"]),
+        ({"penalty": "l2_squared", "granularity": "row"}, ["on the square of its norm"]),
+        (
+            {"penalty": "l1", "granularity": "tensor", "steps": 3},
+            ["on the sum of its absolute values", "This penalty leaves the span"],
+        ),
+        (
+            {"optimizer": "adam", "granularity": "tensor", "steps": 3},
+            ["in 3 steps of Adam", "Adam leaves the span of the task vectors"],
+        ),
+    ],
+    ids=["paper", "tensor", "radius", "no penalty", "l2 squared", "l1", "adam"],
+)
+def test_the_card_says_in_words_how_awd_was_set(
+    one: Family, tmp_path: Path, disentangle: dict[str, Any], words: list[str]
+) -> None:
+    front, text = card(awd.merge(one.recipe(disentangle=disentangle), tmp_path / "out"))
+    said = " ".join(text.split())
+    for expected in words:
+        assert expected in said
+    assert "adaptive-weight-disentanglement" in front["tags"]
+    dense = disentangle.get("penalty") == "l1" or "optimizer" in disentangle
+    assert ("leaves the span" in said) == dense
+    assert ("of the mean norm of a task vector. |" in said) == (not dense)
+
+
 def test_the_card_names_no_folder_of_this_machine(one: Family, tmp_path: Path) -> None:
     front, text = card(awd.merge(one.recipe(), tmp_path / "out", device="cpu"))
     assert str(tmp_path) not in text
