@@ -28,7 +28,7 @@ from benchmarks.awd_on_zoo import Bench
 from benchmarks.awd_on_zoos import LAMBDAS, VALIDATION_TEXTS, open_zoo
 
 # Length of the update relative to that of task arithmetic at its best lambda.
-LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+LENGTHS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 STEPS, LR = 300, 0.01
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
