@@ -12,6 +12,7 @@ from analysis.heatmaps import (
 )
 from analysis.lines_and_bars import (
     accuracy_bars,
+    alpha_path_lines,
     loss_trace,
     redundant_norm_bars,
     retained_bars,
@@ -26,6 +27,7 @@ __all__ = [
     "LIGHT",
     "Theme",
     "accuracy_bars",
+    "alpha_path_lines",
     "cosine_matrices",
     "loss_trace",
     "norms_heatmap",

@@ -23,10 +23,12 @@ from analysis.measures import (
     task_vector_norm,
 )
 from analysis.view import Scope, View, When
+from awd_core.disentangle import AlphaPath
 from awd_core.evaluation.accuracy import TaskAccuracy, mean_accuracy
 
 MEAN = "mean"
 MODEL = "model"
+CRITICAL, KNEE = "alpha_crit", "knee"
 
 
 def pair_label(first: str, second: str) -> str:
@@ -158,6 +160,51 @@ def loss_trace(view: View) -> pd.DataFrame:
     """AWD's objective, averaged over its groups: [step, loss]; step 0 is before the first."""
     losses = view.disentangled.losses
     return pd.DataFrame({"step": np.arange(len(losses)), "loss": losses})
+
+
+def alpha_path(path: AlphaPath) -> pd.DataFrame:
+    """What alpha decides at granularity `model`, one row for each alpha, ascending.
+
+    [alpha, share, mean_absolute_cosine, relative_redundant_norm, retained_norm, mark]: `share` is
+    alpha / alpha_crit, NaN where alpha_crit is 0; `mark` is `alpha_crit`, `knee` or empty.
+    """
+    marks = np.full(len(path.alpha), "", dtype=object)
+    if path.knee is not None:
+        marks[path.knee] = KNEE
+    marks[path.alpha == path.critical] = CRITICAL
+    return pd.DataFrame(
+        {
+            "alpha": path.alpha,
+            "share": path.alpha / (path.critical or np.nan),
+            "mean_absolute_cosine": path.mean_absolute_cosine,
+            "relative_redundant_norm": path.relative_redundant_norm,
+            "retained_norm": path.retained_norm,
+            "mark": marks,
+        }
+    )
+
+
+def alpha_setting(view: View) -> pd.DataFrame:
+    """This setting in the columns of `alpha_path`; no row where it has no place on that path.
+
+    It has one at granularity `model` with penalty l2. After a number of steps it may lie off the
+    curves, which are descended until they converge.
+    """
+    solved = view.disentangled
+    settings = solved.settings
+    columns = ["alpha", "share", "mean_absolute_cosine", "relative_redundant_norm", "retained_norm"]
+    on_path = settings.granularity == "model" and settings.penalty == "l2" and settings.steps > 0
+    if not on_path or not solved.critical_alpha[0] > 0:
+        return pd.DataFrame(columns=columns, dtype=float)
+    alpha = float(solved.alpha[0])
+    numbers = (
+        alpha,
+        alpha / float(solved.critical_alpha[0]),
+        solved.mean_absolute_cosine[1],
+        solved.relative_redundant_norm,
+        solved.retained_norm,
+    )
+    return pd.DataFrame([numbers], columns=columns)
 
 
 # --- one row a tensor ----------------------------------------------------------------------------
