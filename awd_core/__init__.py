@@ -22,7 +22,7 @@ from awd_core.merge import merge, merged_state, plan_merge
 from awd_core.methods import METHODS, find_method
 from awd_core.progress import Progress
 from awd_core.recipe import Recipe
-from awd_core.study import Study, collect, open_study
+from awd_core.study import Study, collect, equalise_norms, open_study
 from awd_core.verify import Verification, verify
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Verification",
     "collect",
     "disentangle",
+    "equalise_norms",
     "files",
     "find_method",
     "merge",

@@ -18,7 +18,14 @@ from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.spectral import spectral_redundant
 from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
-from awd_core.study import Study, collect, matching, study_digest, with_distinct_labels
+from awd_core.study import (
+    Study,
+    collect,
+    equalise_norms,
+    matching,
+    study_digest,
+    with_distinct_labels,
+)
 from awd_core.writer import write_model
 
 
@@ -38,6 +45,7 @@ class Plan:
         disentangled: The AWD solution behind `redundant`.
         dense: delta of every merged tensor, where it is no combination of task vectors.
         device: Where the arithmetic runs.
+        scales: What every task vector is multiplied with first, (K,); None for nothing.
     """
 
     recipe: Recipe
@@ -51,6 +59,7 @@ class Plan:
     disentangled: Disentangled | None
     device: torch.device
     dense: dict[str, torch.Tensor] | None = None
+    scales: np.ndarray | None = None
 
     @property
     def merged(self) -> tuple[StoredTensor, ...]:
@@ -79,7 +88,8 @@ class Plan:
         Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
         bit where theta_k is more than 2^29 times smaller than theta_0.
         """
-        if self.recipe.disentangle is not None or not isinstance(self.method, LinearMethod):
+        changed = self.recipe.disentangle is not None or self.recipe.equalise_norms
+        if changed or not isinstance(self.method, LinearMethod):
             return None
         multipliers = self.method.multipliers(self.coefficients)
         index = int(np.argmax(multipliers))
@@ -170,32 +180,41 @@ def plan_merge(
         disentangled=None,
         device=resolve_device(device),
     )
-    if recipe.disentangle is None:
-        return plan
-    if recipe.disentangle.leaves_span:
-        options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
+    options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
+    if recipe.disentangle is not None and recipe.disentangle.leaves_span:
         found = solve_dense(plan.merged, experts, recipe.disentangle, **options)
         return replace(plan, dense=found.redundant)
-    left_out = tuple(name for name in base.stored if name in excluded)
-    spectral = recipe.disentangle.granularity == "spectral"
-    # A study with the spectral level serves every granularity.
-    digests = {study_digest(base, experts, left_out, spectral=level) for level in (spectral, True)}
-    if study is None or study.digest not in digests:
-        study = collect(
-            base,
-            experts,
-            spectral=spectral,
-            exclude=left_out,
-            device=device,
-            progress=progress,
-            cancel=cancel,
-        )
+    if recipe.disentangle is None and not recipe.equalise_norms:
+        return plan
+    study = _study_of(plan, study, options)
+    if recipe.equalise_norms:
+        study = equalise_norms(study)
+        plan = replace(plan, scales=study.scales)
+    if recipe.disentangle is None:
+        return plan
     disentangled = solve(study, recipe.disentangle)
     redundant = {
         tensor.name: disentangled.coefficients_of(position)
         for position, tensor in enumerate(study.tensors)
     }
     return replace(plan, redundant=redundant, disentangled=disentangled)
+
+
+def _study_of(plan: Plan, study: Study | None, options: dict[str, Any]) -> Study:
+    """The given study if it is of the plan's inputs, else one that is collected now."""
+    settings = plan.recipe.disentangle
+    spectral = settings is not None and settings.granularity == "spectral"
+    left_out = tuple(name for name in plan.base.stored if name in plan.excluded)
+    # A study with the spectral level serves every granularity.
+    digests = {
+        study_digest(plan.base, plan.experts, left_out, spectral=level)
+        for level in (spectral, True)
+    }
+    if study is not None and study.collected_digest in digests:
+        unscaled = study.scales is None
+        if unscaled or plan.recipe.equalise_norms:
+            return study
+    return collect(plan.base, plan.experts, spectral=spectral, exclude=left_out, **options)
 
 
 def merged_tensors(plan: Plan) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
@@ -240,6 +259,9 @@ def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chu
     """Every chunk of one tensor with its v_k = tau_k - delta; tau_k itself without AWD."""
     delta = _whole_redundant(plan, tensor)
     for chunk in chunks(tensor, plan.experts, plan.device):
+        if plan.scales is not None:
+            scales = torch.from_numpy(plan.scales).to(plan.device)
+            chunk = replace(chunk, task_vectors=chunk.task_vectors * scales[:, None, None])
         if delta is None:
             yield chunk, _disentangled(plan, chunk)
         else:

@@ -15,7 +15,7 @@ from awd_core.disentangle import Disentangled, solve
 from awd_core.errors import RecipeError
 from awd_core.method import LinearMethod
 from awd_core.recipe import Recipe
-from awd_core.study import Study
+from awd_core.study import Study, equalise_norms
 
 EXPORTED = ("model", "block", "tensor")
 
@@ -35,6 +35,8 @@ def to_mergekit(recipe: Recipe, study: Study | None = None) -> str:
     assert isinstance(method, LinearMethod)
     multipliers = method.multipliers(recipe.lambdas())
     solved = None
+    if study is not None and recipe.equalise_norms:
+        study = equalise_norms(study)
     if recipe.disentangle is not None and study is not None:
         solved = solve(study, recipe.disentangle)
     weights = [_weight(multipliers, solved, study, k) for k in range(len(recipe.experts))]
@@ -58,9 +60,10 @@ def _weight(
     multipliers: np.ndarray, solved: Disentangled | None, study: Study | None, expert: int
 ) -> float | list[dict[str, Any]]:
     """The weight of one expert: a number, or one for each tensor by name."""
+    scale = 1.0 if study is None or study.scales is None else study.scales[expert]
     if solved is None or study is None:
-        return float(multipliers[expert])
-    weights = solved.weights(multipliers)
+        return float(multipliers[expert] * scale)
+    weights = solved.weights(multipliers) * scale
     if solved.settings.granularity == "model":
         return float(weights[0, expert])
     named = _by_name(solved, study, weights[:, expert])
@@ -101,9 +104,9 @@ def _require_exportable(recipe: Recipe, study: Study | None) -> None:
     if recipe.include or recipe.exclude:
         raise _refusal("include, exclude", "patterns", "a recipe that merges every tensor")
     settings = recipe.disentangle
-    if settings is None:
+    if settings is None and not recipe.equalise_norms:
         return
-    if settings.leaves_span or settings.granularity not in EXPORTED:
+    if settings is not None and (settings.leaves_span or settings.granularity not in EXPORTED):
         received = f"granularity {settings.granularity}, {settings.optimizer}, {settings.penalty}"
         raise _refusal(
             "disentangle",
@@ -112,7 +115,7 @@ def _require_exportable(recipe: Recipe, study: Study | None) -> None:
         )
     if study is None or study.n_experts != len(recipe.experts):
         raise RecipeError(
-            "The export of AWD needs the study of this recipe's base and experts",
+            "The export of this recipe needs the study of its base and experts",
             where="study",
             remedy="Run `awd collect` on them.",
         )

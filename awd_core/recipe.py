@@ -41,6 +41,7 @@ class Recipe(BaseModel):
         coefficient: One lambda for all experts; the method's own when left out.
         coefficients: One lambda for each expert instead.
         disentangle: AWD in front of the method; none when left out.
+        equalise_norms: Scale every task vector to their mean length before anything else.
         knobs: The method's own settings.
         include: Patterns of tensors to merge; all when left out. The rest stays as in the base.
         exclude: Patterns of tensors that stay as they are in the base.
@@ -56,6 +57,7 @@ class Recipe(BaseModel):
     coefficient: Finite | None = None
     coefficients: tuple[Finite, ...] | None = None
     disentangle: Settings | None = None
+    equalise_norms: bool = False
     knobs: dict[str, bool | float | str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -79,6 +81,12 @@ class Recipe(BaseModel):
         if self.coefficients is not None and len(self.coefficients) != len(self.experts):
             raise ValueError(
                 f"{len(self.coefficients)} coefficients for {len(self.experts)} experts"
+            )
+        awd = self.disentangle
+        if self.equalise_norms and awd and (awd.leaves_span or awd.granularity == "spectral"):
+            raise ValueError(
+                "equalise_norms is for AWD in the span of the task vectors, at granularity"
+                " model, block, tensor or row"
             )
         return self
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
 SCHEMA = 1
 STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
 SPECTRAL_GRAM = "spectral_gram.safetensors"
+EQUALISED = ":equalised"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Study:
         base_squared_norms: `||theta_0||^2`, (tensors,) float64.
         signs: Sign Grams, each (tensors, densities, K, K) int64.
         digest: SHA-256 of everything that decides the numbers.
+        scales: What every task vector was multiplied with before anything else, (K,); None for the
+            task vectors as they are. See `equalise_norms`.
     """
 
     path: Path | None
@@ -98,6 +101,7 @@ class Study:
     base_squared_norms: np.ndarray
     signs: SignCounts
     digest: str
+    scales: np.ndarray | None = None
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ class Study:
                 where=self.path,
                 remedy="Collect it again with rows, or use granularity model, block or tensor.",
             )
-        return unpack(self._rows[name])
+        return self._scaled(unpack(self._rows[name]))
 
     def spectral_gram(self, name: str) -> np.ndarray:
         """The Gram of every rotated row of one tensor, (r, K, K) float64; a vector is one row.
@@ -155,6 +159,12 @@ class Study:
         position = self._position(name)
         if not self.tensors[position].is_matrix or not self.grams[position].any():
             return self.grams[position][None]
+        if self.scales is not None:
+            raise StudyError(
+                "Granularity spectral is not there for equalised norms",
+                where=self.path,
+                remedy="Its bases are those of the task vectors as they are; use another one.",
+            )
         if name not in self._spectral:
             raise StudyError(
                 "This study holds no spectral Grams",
@@ -188,7 +198,16 @@ class Study:
     @property
     def has_spectral(self) -> bool:
         """Whether granularity `spectral` can be solved from this study."""
-        return self.path is not None and (self.path / SPECTRAL_GRAM).exists()
+        there = self.path is not None and (self.path / SPECTRAL_GRAM).exists()
+        return there and self.scales is None
+
+    @property
+    def collected_digest(self) -> str:
+        """The digest of what was collected, whatever was done to the lengths afterwards."""
+        return self.digest.removesuffix(EQUALISED)
+
+    def _scaled(self, grams: np.ndarray) -> np.ndarray:
+        return grams if self.scales is None else grams * np.outer(self.scales, self.scales)
 
     def _position(self, name: str) -> int:
         from awd_core.errors import nearest
@@ -336,6 +355,24 @@ def _spectral_level(
         packed[tensor.name] = pack(spectral_grams(tensor, experts, device))
         report.advance(tensor.n_bytes, tensor.name)
     return packed
+
+
+def equalise_norms(study: Study) -> Study:
+    """The study of `d_k tau_k` with `d_k = mean_j ||tau_j|| / ||tau_k||`: all of one length.
+
+    AWD reacts to lengths as well as to directions: the shortest task vector is amplified. With
+    equal lengths only directions are left. A zero task vector stays zero. Signs stay as they are.
+    """
+    if study.scales is not None:
+        return study
+    norms = np.sqrt(np.diag(study.grams.sum(0)))
+    scales = np.divide(norms.mean(), norms, out=np.zeros_like(norms), where=norms > 0)
+    return replace(
+        study,
+        grams=study.grams * np.outer(scales, scales),
+        digest=study.digest + EQUALISED,
+        scales=scales,
+    )
 
 
 def open_study(path: str | Path) -> Study:
