@@ -243,6 +243,7 @@ def alpha_path_lines(
             "anchor": f"y{suffix}",
             "tickvals": [0.001, 0.01, 0.1, 1],
             "ticktext": ["0.001", "0.01", "0.1", "1"],
+            "ticklabelstandoff": 4,
             "zeroline": False,
         }
         axes[f"yaxis{suffix}"] = numbers(theme, name) | {

@@ -6,6 +6,7 @@ from analysis import figures, tables
 from awd_core import AwdError, Study
 from awd_core.evaluation import LIVE_SAMPLE, TaskAccuracy, mean_accuracy, recovered_gap
 from dashboard import evaluations, state
+from dashboard.awd_controls import constraint_in_words
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
 
@@ -117,10 +118,5 @@ def _in_words(setting: Setting) -> str:
     awd = "no AWD"
     if setting.disentangle is not None:
         chosen = setting.disentangle
-        alpha = (
-            f"α {chosen.alpha:g}"
-            if chosen.alpha is not None
-            else f"α {chosen.alpha_relative:g} α_crit"
-        )
-        awd = f"AWD {chosen.granularity}, {alpha}"
+        awd = f"AWD {chosen.granularity}, {constraint_in_words(chosen)}"
     return f"{setting.method.replace('_', ' ')}, λ {setting.coefficients[0]:g}, {awd}"

@@ -11,10 +11,16 @@ import streamlit as st
 import awd_core as awd
 from analysis.view import View
 from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
-from awd_core.method import LinearMethod
+from awd_core.disentangle import AlphaPath, match_norm
+from awd_core.disentangle import alpha_path as solve_alpha_path
+from awd_core.method import LinearMethod, MergeMethod
 from dashboard.evaluations import Evaluator
 
 CoreError = AwdError
+
+# Range and step of the slider of lambda.
+COEFFICIENTS = (0.0, 2.0)
+COEFFICIENT_STEP = 0.01
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,67 @@ def _view(
     digest: str, settings: Settings | None, multipliers: tuple[float, ...], _study: Study
 ) -> View:
     return View(_study, solved(_study, settings), np.array(multipliers))
+
+
+def alpha_path(study: Study) -> AlphaPath:
+    """Everything that alpha decides at granularity `model`; worked out once for everybody."""
+    return _alpha_path(study.digest, study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _alpha_path(digest: str, _study: Study) -> AlphaPath:
+    return solve_alpha_path(_study)
+
+
+def coefficient_key(method: type[MergeMethod]) -> str:
+    """The key of a method's slider of lambda."""
+    return "lambda" if method.key == "task_arithmetic" else f"lambda_{method.key}"
+
+
+@dataclass(frozen=True)
+class NormMatch:
+    """The lambda at which a merge with AWD is as long as the same one without.
+
+    Attributes:
+        reference: lambda of the merge without AWD.
+        exact: lambda that gives the same norm.
+        settable: `exact` as near as the slider comes.
+    """
+
+    reference: float
+    exact: float
+    settable: float
+
+    @property
+    def clipped(self) -> bool:
+        """Whether `exact` lies beyond the slider."""
+        return not COEFFICIENTS[0] <= self.exact <= COEFFICIENTS[1]
+
+
+def norm_match(study: Study, setting: Setting) -> NormMatch | None:
+    """What matches the norm of task arithmetic at this lambda; None where there is no such thing.
+
+    Once a match is set, its reference stays that of the lambda it was made for.
+    """
+    each = set(setting.coefficients)
+    linear = setting.multipliers(study) is not None
+    takes_one = awd.find_method(setting.method).takes_coefficients and len(each) == 1
+    if setting.disentangle is None or not linear or not takes_one:
+        return None
+    (now,) = each
+    matched, reference = st.session_state.get("norm_matched", (None, now))
+    reference = reference if matched == now else now
+    exact = float(match_norm(solved(study, setting.disentangle), reference))
+    if np.isnan(exact):
+        return None
+    nearest = round(round(exact / COEFFICIENT_STEP) * COEFFICIENT_STEP, 10)
+    return NormMatch(reference, exact, min(max(nearest, COEFFICIENTS[0]), COEFFICIENTS[1]))
+
+
+def set_norm_match(method: str, match: NormMatch) -> None:
+    """Move the slider of lambda to the match; for the callback of a button."""
+    st.session_state[coefficient_key(awd.find_method(method))] = match.settable
+    st.session_state["norm_matched"] = (match.settable, match.reference)
 
 
 @st.cache_resource(show_spinner=False)

@@ -27,6 +27,7 @@ def show() -> None:
     with right:
         accuracy_panel(study, setting)
     _redundancy(view)
+    _alpha_path(study, view)
     st.caption(f"{view.disentangled.outcome}" if setting.disentangle else "AWD is off.")
 
 
@@ -54,6 +55,8 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
         help="Length of the step from the base to the merge. AWD shortens it: compare settings at"
         " each one's best λ, not at the same λ.",
     )
+    with columns[2]:
+        _match_norm(study, setting)
     columns[3].metric(
         "Retained signal",
         f"{retained['after']:.2f}",
@@ -62,6 +65,29 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
         help="⟨τ_M, τ_k⟩ / ‖τ_k‖², mean over experts: how much of an expert's own step the merge"
         " takes along its direction. 1 is all of it.",
     )
+
+
+def _match_norm(study: Study, setting: Setting) -> None:
+    match = state.norm_match(study, setting)
+    if match is None:
+        return
+    matched = match.settable == setting.coefficients[0]
+    st.button(
+        f"As long as TA at λ {match.reference:g}"
+        if matched and not match.clipped
+        else f"Match TA norm: λ {match.settable:g}",
+        key="match_norm",
+        type="tertiary",
+        icon=":material/straighten:",
+        help=f"Task arithmetic (TA) without AWD at λ = {match.reference:g} moves as far from the"
+        f" base as with AWD at λ = {match.exact:.4g}. At equal length the two differ in direction"
+        " alone.",
+        disabled=matched,
+        on_click=state.set_norm_match,
+        args=(setting.method, match),
+    )
+    if match.clipped:
+        st.caption(f"It takes λ = {match.exact:.3g}; the slider ends at {state.COEFFICIENTS[1]:g}.")
 
 
 def _cosines(study: Study, view: View) -> None:
@@ -96,6 +122,26 @@ def _redundancy(view: View) -> None:
         st.dataframe(tables.shares_by_block(view), hide_index=True)
         st.dataframe(tables.redundant_by_block(view), hide_index=True)
         st.dataframe(tables.retained(view), hide_index=True)
+
+
+def _alpha_path(study: Study, view: View) -> None:
+    if study.n_experts < 2:
+        return
+    path = state.alpha_path(study)
+    if not path.critical:
+        return
+    setting = tables.alpha_setting(view)
+    chart(
+        figures.alpha_path_lines(tables.alpha_path(path), setting, theme=theme()),
+        "alpha_path",
+        "Lines of mean |cos|, norm of the redundant vector and retained norm over alpha relative"
+        " to alpha_crit, whole model; alpha_crit and the knee are marked.",
+    )
+    here = "The point is this setting" if len(setting) else "This setting has no place on it"
+    st.caption(
+        "At granularity model with penalty α‖δ‖, descended until converged, for every α."
+        f" {here}. Left of the knee a longer δ buys less; from α_crit on δ stays 0."
+    )
 
 
 show()

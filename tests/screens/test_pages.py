@@ -13,6 +13,7 @@ import awd_core as awd
 from analysis import tables
 from analysis.view import View
 from awd_core import zoo
+from awd_core.disentangle import PRESETS, alpha_path, match_norm
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
 from tests.helpers import family
 from tests.html_tables import HtmlMatrix, read_matrices
@@ -139,6 +140,186 @@ def test_lambda_for_each_expert_reaches_the_recipe() -> None:
     assert recipe.coefficients is not None
     assert recipe.coefficients[0] == 0.75
     assert set(recipe.coefficients[1:]) == {0.3}
+
+
+def set_awd(test: AppTest) -> awd.Settings | None:
+    """AWD's settings as the recipe of this session has them."""
+    return awd.Recipe.from_yaml(test.switch_page("views/ship.py").run().code[0].value).disentangle
+
+
+@pytest.mark.parametrize("key", PRESETS)
+def test_a_preset_is_solved_exactly_and_shown_by_the_sliders(key: str) -> None:
+    preset = PRESETS[key]
+    test = on("ship")
+    test.selectbox(key="preset").set_value(key).run()
+    assert not test.exception
+    assert set_awd(test) == preset.settings
+    assert test.button_group(key="granularity").value == preset.settings.granularity
+    assert test.select_slider(key="steps").value == preset.settings.steps
+    assert test.button_group(key="until").value == preset.settings.until
+    if preset.settings.radius is not None:
+        assert test.select_slider(key="radius").value == preset.settings.radius
+    elif preset.settings.alpha is not None:
+        assert test.select_slider(key="alpha_paper").value == preset.settings.alpha
+    else:
+        assert test.select_slider(key="alpha").value == preset.settings.alpha_relative
+
+
+def test_sliders_change_single_fields_of_a_preset() -> None:
+    test = on("ship")
+    test.selectbox(key="preset").set_value("row").run()
+    test.select_slider(key="steps").set_value(30).run()
+    assert set_awd(test) == awd.Settings.preset("row", steps=30)
+    # One loss over all rows, and its steps, have no meaning at another granularity.
+    test.button_group(key="granularity").set_value("block").run()
+    assert set_awd(test) == awd.Settings(granularity="block", alpha=1e-6, steps=30)
+
+
+def test_the_start_values_can_be_had_back() -> None:
+    test = on("ship")
+    before = set_awd(test)
+    assert before == awd.Settings(**START)
+    test.selectbox(key="preset").set_value("norm-bounded").run()
+    test.selectbox(key="preset").set_value("start").run()
+    assert set_awd(test) == before
+
+
+def test_a_hard_bound_takes_the_place_of_alpha(study: awd.Study) -> None:
+    test = on("tune")
+    test.button_group(key="alpha_units").set_value("bound r").run()
+    test.select_slider(key="radius").set_value(0.01).run()
+    settings = {"granularity": "model", "penalty": "none", "radius": 0.01, "lr_relative": 0.01}
+    solved = view(study, **settings).disentangled
+    assert test.metric[1].value == f"{solved.redundant_norm:.3g}"
+    assert solved.relative_redundant_norm == pytest.approx(0.01)
+    assert "penalty" not in [group.key for group in test.button_group]
+
+
+@pytest.mark.parametrize("penalty", ["l2_squared", "none"])
+def test_penalty_reaches_the_solver(study: awd.Study, penalty: Any) -> None:
+    test = on("tune")
+    test.button_group(key="penalty").set_value(penalty).run()
+    fields = START if penalty == "l2_squared" else {"lr_relative": 0.01}
+    solved = view(study, penalty=penalty, **fields).disentangled
+    assert test.metric[1].value == f"{solved.redundant_norm:.3g}"
+    assert test.select_slider(key="alpha").disabled == (penalty == "none")
+
+
+def test_until_converged_takes_the_steps_as_a_limit(study: awd.Study) -> None:
+    test = on("tune")
+    test.button_group(key="until").set_value("converged").run()
+    test.select_slider(key="steps").set_value(1000).run()
+    settings = {"alpha_relative": 0.1, "lr_relative": 0.05, "steps": 1000, "until": "converged"}
+    outcome = view(study, **settings).disentangled.outcome
+    assert outcome in [text.value for text in test.caption]
+
+
+@pytest.mark.parametrize(
+    ("link", "settings"),
+    [
+        ({"preset": "Converged", "steps": "1000"}, awd.Settings.preset("converged", steps=1000)),
+        (
+            {"alpha_units": "paper's units", "alpha_paper": "0.01"},
+            awd.Settings(alpha=0.01),
+        ),
+        (
+            {"alpha_units": "bound r", "radius": "0.05", "until": "converged"},
+            awd.Settings(radius=0.05, penalty="none", until="converged", lr_relative=0.05),
+        ),
+        (
+            {"penalty": "‖δ‖²", "granularity": "tensor"},
+            awd.Settings(
+                penalty="l2_squared", granularity="tensor", alpha_relative=0.1, lr_relative=0.01
+            ),
+        ),
+    ],
+    ids=["preset", "paper's units", "bound", "penalty"],
+)
+def test_a_link_sets_every_control(link: dict[str, str], settings: awd.Settings) -> None:
+    test = AppTest.from_file(APP, default_timeout=SECONDS)
+    for name, value in link.items():
+        test.query_params[name] = value
+    test.run()
+    assert not test.exception
+    assert set_awd(test) == settings
+
+
+def test_alpha_crit_and_knee_are_said_at_the_slider(study: awd.Study) -> None:
+    path = alpha_path(study)
+    assert path.knee is not None
+    knee = path.alpha[path.knee]
+    test = on("ship")
+    said = [text.value for text in test.sidebar.caption]
+    assert any(
+        f"α_crit = {path.critical:.3g}" in text and f"{knee / path.critical:.2g} α_crit" in text
+        for text in said
+    )
+    test.button_group(key="alpha_units").set_value("paper's units").run()
+    said = [text.value for text in test.sidebar.caption]
+    assert f"α_crit = {path.critical:.3g}, knee of the path at {knee:.3g}." in said
+
+
+def test_alpha_path_has_the_setting_on_it_and_stays_when_lambda_moves(study: awd.Study) -> None:
+    test = on("tune")
+    drawn = figure(test, "alpha_path")
+    table = tables.alpha_path(alpha_path(study))
+    np.testing.assert_allclose(numbers(drawn["data"][0]["x"]), table["share"], rtol=1e-6)
+    np.testing.assert_allclose(
+        numbers(drawn["data"][0]["y"]), table["mean_absolute_cosine"], rtol=1e-6
+    )
+    here = tables.alpha_setting(view(study, **START))
+    np.testing.assert_allclose(numbers(drawn["data"][1]["y"]), here["mean_absolute_cosine"])
+    test.slider(key="lambda").set_value(0.6).run()
+    assert figure(test, "alpha_path") == drawn
+    test.select_slider(key="alpha").set_value(0.01).run()
+    assert numbers(figure(test, "alpha_path")["data"][1]["x"]) == pytest.approx([0.01])
+    test.button_group(key="granularity").set_value("block").run()
+    assert len(figure(test, "alpha_path")["data"]) == 3
+
+
+def test_match_norm_makes_the_merge_as_long_as_task_arithmetic(study: awd.Study) -> None:
+    test = on("tune")
+    test.button_group(key="granularity").set_value("row").run()
+    test.button(key="match_norm").click().run()
+    settings = {"granularity": "row", "alpha_relative": 0.1, "lr_relative": 0.01}
+    solved = view(study, **settings).disentangled
+    expected = round(float(match_norm(solved, 0.3)), 2)
+    assert expected != 0.3
+    assert test.slider(key="lambda").value == expected
+    summary = tables.summary(view(study, expected, **settings)).set_index("key")
+    without = tables.summary(view(study, 0.3, **settings)).set_index("key")
+    target = without.loc["merged_norm", "before"]
+    assert abs(summary.loc["merged_norm", "after"] / target - 1) < 0.005 / expected
+    # Pressed again it would have nothing to do, until lambda is moved.
+    assert test.button(key="match_norm").disabled
+    test.slider(key="lambda").set_value(2.0).run()
+    assert not test.button(key="match_norm").disabled
+
+
+def test_a_match_beyond_the_slider_ends_there_and_says_so(study: awd.Study) -> None:
+    test = on("tune")
+    test.button_group(key="alpha_units").set_value("bound r").run()
+    test.slider(key="lambda").set_value(2.0).run()
+    solved = view(
+        study, granularity="model", penalty="none", radius=0.3, lr_relative=0.01
+    ).disentangled
+    exact = float(match_norm(solved, 2.0))
+    assert exact > 2
+    assert any(f"λ = {exact:.3g}" in text.value for text in test.caption)
+
+
+@pytest.mark.parametrize("switch", ["average", "ties", "off", "apart"])
+def test_no_match_is_offered_where_there_is_none(switch: str) -> None:
+    test = on("tune")
+    if switch == "off":
+        test.toggle(key="awd").set_value(False).run()
+    elif switch == "apart":
+        test.toggle(key="apart").set_value(True).run()
+        test.slider(key="lambda_of_library").set_value(0.75).run()
+    else:
+        test.selectbox(key="method").set_value(switch).run()
+    assert not test.exception
+    assert "match_norm" not in [button.key for button in test.button]
 
 
 def test_awd_off_leaves_the_task_vectors_alone() -> None:
