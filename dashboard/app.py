@@ -28,7 +28,7 @@ page = st.navigation(
 )
 try:
     study = state.open_study()
-    setting = controls.sidebar(study)
+    study, setting = controls.sidebar(study)
     state.remember(study, setting)
     page.run()
     settle_server()

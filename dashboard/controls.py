@@ -13,15 +13,25 @@ from dashboard.awd_controls import awd_controls
 from dashboard.evaluations import is_zoo
 from dashboard.state import Setting
 
+EQUALISE_HELP = """
+Scales every task vector to their mean length before anything else. A merge and AWD react to lengths
+as well as to directions: a long task vector pulls more, AWD amplifies the shortest one.
+"""
 
-def sidebar(study: Study) -> Setting:
-    """Draw the sidebar and read it."""
+
+def sidebar(study: Study) -> tuple[Study, Setting]:
+    """Draw the sidebar and read it: the study to look at, and the setting."""
     with st.sidebar:
         _headline(study)
+        equalise = st.toggle(
+            "Equalise norms first", key="equalise", help=EQUALISE_HELP, bind="query-params"
+        )
+        if equalise:
+            study = state.equalised(study)
         st.subheader("Redundant vector (AWD)", divider="gray")
         disentangle = awd_controls(study)
         method, coefficients, knobs = _merge(study)
-    return Setting(disentangle, method.key, coefficients, knobs)
+    return study, Setting(disentangle, method.key, coefficients, knobs, equalise)
 
 
 def _headline(study: Study) -> None:

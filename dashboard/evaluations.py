@@ -48,7 +48,7 @@ class Wish:
 
 def wishes(study: Study, recipe: Recipe, split: str, limit: int | None) -> dict[str, Wish]:
     """Base, experts and merge: all that the panel shows."""
-    of = (str(study.path), study.digest, split, limit)
+    of = (str(study.path), study.collected_digest, split, limit)
     return {
         "experts": Wish("experts", *of),
         "base": Wish("base", *of),

@@ -322,6 +322,18 @@ def test_no_match_is_offered_where_there_is_none(switch: str) -> None:
     assert "match_norm" not in [button.key for button in test.button]
 
 
+def test_equalised_norms_reach_figures_and_recipe(study: awd.Study) -> None:
+    test = on("tune")
+    test.toggle(key="equalise").set_value(True).run()
+    assert not test.exception
+    expected = view(awd.equalise_norms(study), **START)
+    after = tables.matrix(expected, when="after").to_numpy(copy=True)
+    np.fill_diagonal(after, np.nan)
+    np.testing.assert_allclose(matrices(test)[1].array, after, atol=1e-8)
+    test.switch_page("views/ship.py").run()
+    assert awd.Recipe.from_yaml(test.code[0].value).equalise_norms
+
+
 def test_awd_off_leaves_the_task_vectors_alone() -> None:
     test = on("interference")
     test.toggle(key="awd").set_value(False).run()
