@@ -32,12 +32,14 @@ class Setting:
         method: Key of the merge method.
         coefficients: lambda of every expert.
         knobs: The method's own.
+        equalise_norms: Whether every task vector is scaled to their mean length first.
     """
 
     disentangle: Settings | None
     method: str
     coefficients: tuple[float, ...]
     knobs: tuple[tuple[str, float], ...] = ()
+    equalise_norms: bool = False
 
     def recipe(self, study: Study) -> Recipe:
         """The merge as data."""
@@ -48,6 +50,7 @@ class Setting:
             "disentangle": self.disentangle,
             "exclude": study.exclude,
             "knobs": dict(self.knobs),
+            "equalise_norms": self.equalise_norms,
         }
         if awd.find_method(self.method).takes_coefficients:
             if len(set(self.coefficients)) == 1:
@@ -95,6 +98,16 @@ def _stamp(folder: Path) -> str:
 def _zoo_study() -> Study:
     experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
     return awd.collect(awd.open_checkpoint("zoo:base"), experts)
+
+
+def equalised(study: Study) -> Study:
+    """The study of task vectors of one length; one for everybody."""
+    return _equalised(study.digest, study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _equalised(digest: str, _study: Study) -> Study:
+    return awd.equalise_norms(_study)
 
 
 def solved(study: Study, settings: Settings | None) -> Disentangled:
