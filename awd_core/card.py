@@ -35,7 +35,7 @@ def model_card(plan: "Plan") -> str:
 # {plan.base.label} merged with {len(plan.experts)} experts
 
 {plan.method.title}: ${plan.method.formula}$ ({plan.method.source}).
-{_awd(plan)}
+{_equalised(plan)}{_awd(plan)}
 | expert | kind | coefficient |
 |---|---|---|
 {experts}
@@ -77,6 +77,12 @@ def _without_paths(plan: "Plan") -> str:
 def _public_name(source: str) -> str:
     path = Path(source).expanduser()
     return path.name if path.exists() else source
+
+
+def _equalised(plan: "Plan") -> str:
+    if not plan.recipe.equalise_norms:
+        return ""
+    return "\nFirst every task vector was scaled to their mean length.\n"
 
 
 def _awd(plan: "Plan") -> str:

@@ -199,6 +199,14 @@ def test_the_card_says_in_words_how_awd_was_set(
     assert ("of the mean norm of a task vector. |" in said) == (not dense)
 
 
+@pytest.mark.parametrize("equalise", [False, True])
+def test_the_card_says_whether_norms_were_equalised(
+    one: Family, tmp_path: Path, equalise: bool
+) -> None:
+    _, text = card(awd.merge(one.recipe(equalise_norms=equalise), tmp_path / "out"))
+    assert ("scaled to their mean length" in text) == equalise
+
+
 def test_the_card_names_no_folder_of_this_machine(one: Family, tmp_path: Path) -> None:
     front, text = card(awd.merge(one.recipe(), tmp_path / "out", device="cpu"))
     assert str(tmp_path) not in text
