@@ -42,7 +42,7 @@ def test_accuracy_comes_by_itself_after_a_slider_was_moved(
 ) -> None:
     visit(page, app_server, "tune?granularity=row")
     answer = page.get_by_text(re.compile(r"mean accuracy: base \d"))
-    expect(answer).to_be_visible(timeout=2 * SOON)
+    expect(answer).to_be_visible(timeout=4 * SOON)
     page.get_by_role("slider", name="Coefficient λ").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_text("evaluating this setting")).to_be_visible(timeout=SOON)

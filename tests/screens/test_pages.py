@@ -20,7 +20,7 @@ from tests.html_tables import HtmlMatrix, read_matrices
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 PAGES = ("interference", "tune", "ship", "open")
-SECONDS = 120
+SECONDS = 240
 
 
 @pytest.fixture(scope="module")

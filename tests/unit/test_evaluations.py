@@ -14,7 +14,7 @@ from awd_core import zoo
 from awd_core.evaluation import TaskAccuracy, evaluate_recipe
 from dashboard.evaluations import Evaluator, Result, Wish, wishes
 
-SECONDS = 120
+SECONDS = 300
 N_TEXTS = 4
 
 
