@@ -210,7 +210,8 @@ def correlation(found: Sequence[Drop]) -> str:
     return (
         f"Interference of an expert (mean |cos| with the others, over blocks) and the accuracy its"
         f" task loses from expert to best task arithmetic, {len(found)} experts: Pearson r ="
-        f" {r:+.2f} (p = {p_r:.2f}), Spearman ρ = {rho:+.2f} (p = {p_rho:.2f})."
+        f" {r:+.2f} (p = {p_r:.1g}), Spearman ρ = {rho:+.2f} (p = {p_rho:.1g}). Zoos share their"
+        " tasks, so experts of several zoos are not independent."
     )
 
 
