@@ -57,17 +57,18 @@ class Colouring:
     word: str
     digits: int
 
-    def bar(self, theme: Theme, length: int, values: np.ndarray) -> dict[str, Any]:
-        """Its colour bar, which says where values lie beyond its ends."""
+    def ends(self, values: np.ndarray) -> tuple[str, str]:
+        """What is written at both ends of the scale; it says where values lie beyond them."""
         seen = values[np.isfinite(values)]
         below = "≤ " if (seen < self.low).any() else ""
         above = "≥ " if (seen > self.high).any() else ""
+        return below + signed(self.low), above + signed(self.high)
+
+    def bar(self, theme: Theme, length: int, values: np.ndarray) -> dict[str, Any]:
+        """Its colour bar."""
+        low, high = self.ends(values)
         middle = (self.low + self.high) / 2
-        ticks = {
-            self.low: below + signed(self.low),
-            middle: signed(middle),
-            self.high: above + signed(self.high),
-        }
+        ticks = {self.low: low, middle: signed(middle), self.high: high}
         return colour_bar(self.title, theme, ticks, length)
 
 

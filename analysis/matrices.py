@@ -12,10 +12,10 @@ import pandas as pd
 
 from analysis.drawing import short
 from analysis.heatmaps import Colouring, cosine_colouring
-from analysis.scales import off_diagonal, signed, symmetric_limit
+from analysis.scales import off_diagonal, symmetric_limit
 from analysis.theme import LIGHT, Theme
 
-# From this many experts on a number finds no room in its cell; it stays in the cell's title.
+# Above this many experts a number finds no room in its cell; it stays in the cell's title.
 MOST_NUMBERED = 16
 # WCAG's relative luminance at which black and white text contrast equally with a colour.
 MIDDLE_LUMINANCE = 0.179
@@ -70,10 +70,12 @@ def cosine_matrices(
 
 def _table(heading: str, matrix: pd.DataFrame, colouring: Colouring, theme: Theme) -> str:
     names = [str(name) for name in matrix.columns]
+    values = off_diagonal(matrix)
+    colours = _colours(values, colouring)
     head = "".join(_name(name, "col") for name in names)
     rows = "".join(
-        f"<tr>{_name(name, 'row')}{_cells(values, row, colouring, theme)}</tr>"
-        for row, (name, values) in enumerate(zip(names, off_diagonal(matrix), strict=True))
+        f"<tr>{_name(name, 'row')}{_cells(values[row], colours[row], row, colouring, theme)}</tr>"
+        for row, name in enumerate(names)
     )
     return (
         f'<table aria-label="{escape(heading)}"><colgroup><col class="names"></colgroup>'
@@ -87,7 +89,9 @@ def _name(name: str, scope: str) -> str:
     return f'<th scope="{scope}" title="{escape(name)}">{shown}</th>'
 
 
-def _cells(values: np.ndarray, row: int, colouring: Colouring, theme: Theme) -> str:
+def _cells(
+    values: np.ndarray, colours: np.ndarray, row: int, colouring: Colouring, theme: Theme
+) -> str:
     """The cells of one row."""
     cells = []
     for column, value in enumerate(values):
@@ -95,10 +99,9 @@ def _cells(values: np.ndarray, row: int, colouring: Colouring, theme: Theme) -> 
             word = "" if row == column else ' title="not moved by both experts"'
             cells.append(f'<td{word} style="background:{theme.empty}"></td>')
             continue
-        colour = _colour(value, colouring)
-        text = "#FFFFFF" if _luminance(colour) < MIDDLE_LUMINANCE else "#000000"
+        text = "#FFFFFF" if _luminance(colours[column]) < MIDDLE_LUMINANCE else "#000000"
         shown = _two_decimals(value) if len(values) <= MOST_NUMBERED else ""
-        background = "#{:02x}{:02x}{:02x}".format(*colour)
+        background = "#{:02x}{:02x}{:02x}".format(*colours[column])
         cells.append(
             f'<td title="{colouring.word} {value:.{colouring.digits}f}"'
             f' style="background:{background};color:{text}">'
@@ -114,10 +117,7 @@ def _two_decimals(value: float) -> str:
 
 def _scale(colouring: Colouring, theme: Theme, values: np.ndarray) -> str:
     """The colour bar, lying, with its range; it says where values lie beyond its ends."""
-    low, high = signed(colouring.low), signed(colouring.high)
-    seen = values[np.isfinite(values)]
-    low = f"≤ {low}" if (seen < colouring.low).any() else low
-    high = f"≥ {high}" if (seen > colouring.high).any() else high
+    low, high = colouring.ends(values)
     return (
         f'<div class="awd-scale" style="color:{theme.muted}"><span>{low}</span>'
         f'<i style="background:linear-gradient(to right,{",".join(colouring.colours)})"></i>'
@@ -125,20 +125,20 @@ def _scale(colouring: Colouring, theme: Theme, values: np.ndarray) -> str:
     )
 
 
-def _colour(value: float, colouring: Colouring) -> tuple[int, int, int]:
-    """Red, green, blue: linear between neighbouring colours of the scale, as Plotly draws it."""
-    colours = np.array([_channels(colour) for colour in colouring.colours])
-    place = (value - colouring.low) / (colouring.high - colouring.low) * (len(colours) - 1)
-    at = np.arange(len(colours))
-    red, green, blue = (round(float(np.interp(place, at, channel))) for channel in colours.T)
-    return red, green, blue
+def _colours(values: np.ndarray, colouring: Colouring) -> np.ndarray:
+    """Red, green, blue of every cell, (K, K, 3): linear between the colours, as Plotly draws it."""
+    scale = np.array([_channels(colour) for colour in colouring.colours])
+    places = (values - colouring.low) / (colouring.high - colouring.low) * (len(scale) - 1)
+    at = np.arange(len(scale))
+    channels = [np.interp(np.nan_to_num(places), at, channel) for channel in scale.T]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.int64)
 
 
 def _channels(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _luminance(colour: tuple[int, int, int]) -> float:
+def _luminance(colour: np.ndarray) -> float:
     """WCAG 2's relative luminance, 0 to 1."""
     linear = [
         channel / 12.92 if channel <= 0.03928 else ((channel + 0.055) / 1.055) ** 2.4

@@ -258,10 +258,12 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, prepared: Any) -> Iterator[
 def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chunk, torch.Tensor]]:
     """Every chunk of one tensor with its v_k = tau_k - delta; tau_k itself without AWD."""
     delta = _whole_redundant(plan, tensor)
+    scales = None
+    if plan.scales is not None:
+        scales = torch.from_numpy(plan.scales).to(plan.device)[:, None, None]
     for chunk in chunks(tensor, plan.experts, plan.device):
-        if plan.scales is not None:
-            scales = torch.from_numpy(plan.scales).to(plan.device)
-            chunk = replace(chunk, task_vectors=chunk.task_vectors * scales[:, None, None])
+        if scales is not None:
+            chunk = replace(chunk, task_vectors=chunk.task_vectors * scales)
         if delta is None:
             yield chunk, _disentangled(plan, chunk)
         else:

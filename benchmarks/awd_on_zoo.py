@@ -25,6 +25,7 @@ from awd_core.evaluation import (
     Task,
     TaskAccuracy,
     evaluate,
+    evaluate_experts,
     evaluate_recipe,
     mean_accuracy,
     recovered_gap,
@@ -124,7 +125,7 @@ def candidates() -> Iterator[tuple[str, dict[str, Any], tuple[float | None, ...]
 def measure(bench: Bench) -> list[Row]:
     """Every row of the table."""
     base_test = of_base(bench, "test")
-    experts_test = own_experts(bench, "test")
+    experts_test = evaluate_experts(bench.base, bench.experts, bench.tasks, "test")
 
     def row(
         name: str,
@@ -148,7 +149,9 @@ def measure(bench: Bench) -> list[Row]:
         )
 
     base_validation = mean_accuracy(of_base(bench, "validation"))
-    experts_validation = mean_accuracy(own_experts(bench, "validation"))
+    experts_validation = mean_accuracy(
+        evaluate_experts(bench.base, bench.experts, bench.tasks, "validation")
+    )
     rows = [
         row("base", base_test, base_validation),
         row("experts, each on its own task", experts_test, experts_validation),
@@ -187,16 +190,6 @@ def _cosine(bench: Bench, fields: dict[str, Any]) -> tuple[float, float] | None:
 def of_base(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
     """Accuracy of the base on every task."""
     return evaluate(Encoder.from_folder(bench.base.path), bench.tasks, split)
-
-
-def own_experts(bench: Bench, split: str) -> tuple[TaskAccuracy, ...]:
-    """Accuracy of every expert on its own task."""
-    found = []
-    for expert, task in zip(bench.experts, bench.tasks, strict=True):
-        recipe = awd.Recipe(base=bench.base.source, experts=[expert.source], coefficient=1.0)
-        opened = (bench.base, (expert,))
-        found += evaluate_recipe(recipe, (task,), split, checkpoints=opened)
-    return tuple(found)
 
 
 def markdown(rows: Sequence[Row]) -> str:

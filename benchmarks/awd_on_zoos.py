@@ -25,8 +25,8 @@ import awd_core as awd
 from analysis.view import View
 from awd_core import zoo
 from awd_core.disentangle import GRANULARITIES, PRESETS
-from awd_core.evaluation import TaskAccuracy, mean_accuracy, recovered_gap
-from benchmarks.awd_on_zoo import Bench, of_base, own_experts
+from awd_core.evaluation import TaskAccuracy, evaluate_experts, mean_accuracy, recovered_gap
+from benchmarks.awd_on_zoo import Bench, of_base
 
 # Texts a task on which lambda is chosen: 640 in all.
 VALIDATION_TEXTS = 80
@@ -115,7 +115,10 @@ class Search:
 
 def measure(bench: Bench) -> tuple[list[Line], list[Drop]]:
     """All methods on one zoo, and interference beside loss for each of its experts."""
-    base, experts = of_base(bench, "test"), own_experts(bench, "test")
+    base, experts = (
+        of_base(bench, "test"),
+        evaluate_experts(bench.base, bench.experts, bench.tasks, "test"),
+    )
 
     def line(name: str, test: Sequence[TaskAccuracy], **more: Any) -> Line:
         per_task = {one.task: one.accuracy for one in test}

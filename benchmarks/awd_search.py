@@ -22,6 +22,7 @@ import torch
 
 from awd_core.disentangle.gram_solver import Descent, run
 from awd_core.disentangle.objective import critical_alphas, mean_norms
+from awd_core.disentangle.settings import PAPER_STEPS, RELATIVE_ALPHA, RELATIVE_LR
 from awd_core.evaluation import Encoder, evaluate, mean_accuracy
 from awd_core.stream import chunks
 from benchmarks.awd_on_zoo import Bench
@@ -29,7 +30,6 @@ from benchmarks.awd_on_zoos import LAMBDAS, VALIDATION_TEXTS, open_zoo
 
 # Length of the update relative to that of task arithmetic at its best lambda.
 LENGTHS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-STEPS, LR = 300, 0.01
 OPPONENTS = ("task arithmetic", "TSV-M", "Iso-C")
 # A try whose validation accuracy is this far under the best opponent's does not see the test split;
 # lengths are not followed further once they are this far under the best one.
@@ -38,20 +38,24 @@ NEAR, GIVEN_UP = 0.005, 0.02
 Rule = Callable[[torch.Tensor], torch.Tensor]
 
 
-def awd_rows(taus: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
+def awd_rows(taus: torch.Tensor, alpha: float = RELATIVE_ALPHA) -> torch.Tensor:
     """v_k = tau_k - delta at granularity `row`, (K, rows, columns)."""
     grams = torch.einsum("kri,lri->rkl", taus, taus).numpy().copy()
-    descent = Descent(alpha * critical_alphas(grams), LR * mean_norms(grams) ** 2, STEPS)
+    descent = Descent(
+        alpha * critical_alphas(grams), RELATIVE_LR * mean_norms(grams) ** 2, PAPER_STEPS
+    )
     c = torch.from_numpy(run(grams, descent).coefficients)
     return taus - torch.einsum("rk,kri->ri", c, taus)
 
 
-def awd_columns(taus: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
+def awd_columns(taus: torch.Tensor, alpha: float = RELATIVE_ALPHA) -> torch.Tensor:
     """The same for every input column."""
     return awd_rows(taus.mT, alpha).mT
 
 
-def awd_in_basis(taus: torch.Tensor, alpha: float = 0.1, side: str = "left") -> torch.Tensor:
+def awd_in_basis(
+    taus: torch.Tensor, alpha: float = RELATIVE_ALPHA, side: str = "left"
+) -> torch.Tensor:
     """Rows of the task vectors rotated into singular bases of their sum.
 
     `left`: rows of U^T tau (granularity `spectral`); `right`: columns of tau V. Both at once, rows

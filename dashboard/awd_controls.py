@@ -45,11 +45,12 @@ START = Preset(
     "What the app opens with: the whole model, 0.1 α_crit, 300 steps.",
     {"alpha_relative": RELATIVE_ALPHA, "lr_relative": RELATIVE_LR, "steps": PAPER_STEPS},
 )
+OFFERED = {preset.key: preset for preset in (START, *PRESETS.values())}
 # Fields of a preset that have no slider.
 UNSEEN = ("lr", "lr_relative", "momentum", "weight_decay", "row_average")
 
 PRESET_HELP = "Sets what is below; change what you like afterwards.\n" + "\n".join(
-    f"- **{preset.title}**: {preset.explanation}" for preset in (START, *PRESETS.values())
+    f"- **{preset.title}**: {preset.explanation}" for preset in OFFERED.values()
 )
 GRANULARITY_HELP = """
 What shares the coefficients of one redundant vector δ:
@@ -156,26 +157,27 @@ def constraint_in_words(settings: Settings) -> str:
 
 
 def _preset(study: Study, *, disabled: bool) -> Preset:
-    known = {START.key: START, **PRESETS}
     fitting = [
-        key for key, preset in known.items() if preset.settings.granularity in granularities(study)
+        key
+        for key, preset in OFFERED.items()
+        if preset.settings.granularity in granularities(study)
     ]
     key = st.selectbox(
         "Preset",
         fitting,
-        format_func=lambda key: known[key].title,
+        format_func=lambda key: OFFERED[key].title,
         key="preset",
         help=PRESET_HELP,
         on_change=_take_preset,
         disabled=disabled,
         bind="query-params",
     )
-    return known[key]
+    return OFFERED[key]
 
 
 def _take_preset() -> None:
     """Set every slider to the values of the chosen preset."""
-    chosen = {START.key: START, **PRESETS}[st.session_state["preset"]]
+    chosen = OFFERED[st.session_state["preset"]]
     st.session_state.update(_widget_values(chosen.settings))
 
 

@@ -16,7 +16,13 @@ from typing import Any, TextIO
 
 from awd_core import AwdError, Cancelled, Recipe, Study, open_checkpoint, open_study, zoo
 from awd_core.checkpoints import Checkpoint
-from awd_core.evaluation import Encoder, Task, TaskAccuracy, evaluate, evaluate_recipe
+from awd_core.evaluation import (
+    Encoder,
+    TaskAccuracy,
+    evaluate,
+    evaluate_experts,
+    evaluate_recipe,
+)
 from awd_core.progress import CancelFn
 
 # Slider positions that are only passed over are not worth an evaluation.
@@ -81,26 +87,14 @@ def answer(request: dict[str, Any], cancel: CancelFn) -> tuple[TaskAccuracy, ...
         encoder = Encoder.from_folder(_base(study).path)
         return evaluate(encoder, zoo.tasks(), split, limit, cancel)
     if request["what"] == "experts":
-        return _own_experts(study, split, limit, cancel)
+        tasks = {f"zoo:{task.key}": task for task in zoo.tasks()}
+        own = [tasks[source.source] for source in study.sources]
+        return evaluate_experts(_base(study), _experts(study), own, split, limit, cancel=cancel)
     recipe = Recipe.model_validate(request["recipe"])
     opened = (_base(study), _experts(study))
     return evaluate_recipe(
         recipe, zoo.tasks(), split, limit, study=study, checkpoints=opened, cancel=cancel
     )
-
-
-def _own_experts(
-    study: Study, split: str, limit: int | None, cancel: CancelFn
-) -> tuple[TaskAccuracy, ...]:
-    """Accuracy of every expert on its own task."""
-    tasks: dict[str, Task] = {f"zoo:{task.key}": task for task in zoo.tasks()}
-    found: list[TaskAccuracy] = []
-    for expert in _experts(study):
-        recipe = Recipe(base=study.base.source, experts=(expert.source,), coefficient=1.0)
-        opened = (_base(study), (expert,))
-        task = tasks[expert.source]
-        found += evaluate_recipe(recipe, (task,), split, limit, checkpoints=opened, cancel=cancel)
-    return tuple(found)
 
 
 @lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ from awd_core.evaluation.accuracy import (
     recovered_gap,
 )
 from awd_core.evaluation.encoder import Encoder
-from awd_core.evaluation.recipes import evaluate_recipe, merged_encoder
+from awd_core.evaluation.recipes import evaluate_experts, evaluate_recipe, merged_encoder
 from awd_core.evaluation.tasks import SPLITS, Example, Task, load_task
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Task",
     "TaskAccuracy",
     "evaluate",
+    "evaluate_experts",
     "evaluate_recipe",
     "load_task",
     "mean_accuracy",

@@ -46,6 +46,25 @@ def evaluate_recipe(
     return evaluate(encoder, tasks, split, limit, cancel)
 
 
+def evaluate_experts(
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    tasks: Sequence[Task],
+    split: str,
+    limit: int | None = None,
+    *,
+    cancel: CancelFn | None = None,
+) -> tuple[TaskAccuracy, ...]:
+    """Accuracy of every expert on its own task: expert k answers task k."""
+    found: list[TaskAccuracy] = []
+    for expert, task in zip(experts, tasks, strict=True):
+        recipe = Recipe(base=base.source, experts=(expert.source,), coefficient=1.0)
+        found += evaluate_recipe(
+            recipe, (task,), split, limit, checkpoints=(base, (expert,)), cancel=cancel
+        )
+    return tuple(found)
+
+
 def require_text_encoder(folder: Path) -> None:
     """The zoo's tasks are read by a tokenizer and answered by features.
 
