@@ -16,13 +16,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from awd_core import files
 from awd_core.checkpoints import Checkpoint, Preflight, open_checkpoint, preflight
+from awd_core.collect import collect
 from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
 from awd_core.errors import AwdError, Cancelled
 from awd_core.merge import merge, merged_state, plan_merge
 from awd_core.methods import METHODS, find_method
 from awd_core.progress import Progress
 from awd_core.recipe import Recipe
-from awd_core.study import Study, collect, equalise_norms, open_study
+from awd_core.study import Study, equalise_norms, open_study
 from awd_core.verify import Verification, verify
 
 __all__ = [

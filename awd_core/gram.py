@@ -1,11 +1,10 @@
 """Inner products of task vectors: everything a linear merge and AWD need to know of the weights."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 
 from awd_core.checkpoints import StoredTensor
+from awd_core.statistic import Statistic
 from awd_core.stream import Chunk, read_base, row_blocks
 
 # Columns whose products are summed in one go. Longer matrix products are shared out to threads, and
@@ -15,27 +14,53 @@ SEGMENT = 512
 _SHORT_PRODUCT = 16 * 16 * SEGMENT
 
 
-def row_grams(chunks: Iterable[Chunk]) -> tuple[np.ndarray, float]:
-    """Gram of every output row, `G[r, i, j] = <tau_i[r], tau_j[r]>`, and `||theta_0||^2`.
+def row_grams(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+    """Gram of every output row, `G[r, i, j] = <tau_i[r], tau_j[r]>`, and `||theta_0[r]||^2`.
 
     Products and sums are float64. Each row is summed on its own, so the result does not depend on
     how the tensor was cut into chunks; the Gram of the tensor is the sum over rows.
 
-    Args:
-        chunks: All chunks of one tensor with at least one element.
-
     Returns:
-        (rows, K, K) float64, symmetric, positive semidefinite; and the base's squared norm.
+        (rows, K, K) float64, symmetric, positive semidefinite; and (rows,).
     """
-    grams, base_squares = [], []
-    for chunk in chunks:
-        grams.append(_grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy())
-        base_squares.append(_squares(chunk.base).cpu().numpy())
-    stacked = np.concatenate(grams)
+    grams = _grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy()
     # Both triangles come from the same products in another order; one of them decides.
-    lower = np.tril(stacked)
-    symmetric = lower + np.tril(stacked, -1).transpose(0, 2, 1)
-    return symmetric, float(np.concatenate(base_squares).sum())
+    symmetric = np.tril(grams) + np.tril(grams, -1).transpose(0, 2, 1)
+    return symmetric, _squares(chunk.base).cpu().numpy()
+
+
+class Grams(Statistic):
+    """Row Grams (packed), the Gram of the tensor, and `||theta_0||^2`."""
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__(n_experts)
+        self._grams: list[np.ndarray] = []
+        self._base_squares: list[np.ndarray] = []
+
+    @classmethod
+    def arrays(cls, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
+        """`gram` and `base_squared_norm`; row Grams have a file of their own."""
+        return {"gram": ((n_experts, n_experts), np.float64), "base_squared_norm": ((), np.float64)}
+
+    def part(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """Grams and squares of the chunk's rows."""
+        return row_grams(chunk)
+
+    def add(self, part: tuple[np.ndarray, np.ndarray]) -> None:
+        """Rows are joined, not summed: the sum over all of them is taken once."""
+        self._grams.append(part[0])
+        self._base_squares.append(part[1])
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The arrays, and `row_gram`, (rows, K(K+1)/2)."""
+        if not self._grams:
+            return {}
+        grams = np.concatenate(self._grams)
+        return {
+            "gram": grams.sum(0),
+            "base_squared_norm": np.concatenate(self._base_squares).sum(),
+            "row_gram": pack(grams),
+        }
 
 
 def base_square(tensor: StoredTensor, device: torch.device, chunk_elements: int) -> float:

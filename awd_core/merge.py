@@ -11,21 +11,16 @@ import torch
 from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
 from awd_core.checkpoints.header import read_rows
+from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.errors import OutputError
 from awd_core.method import LinearMethod, MergeMethod, Vectors, sum_over_experts
+from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.spectral import spectral_redundant
 from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
-from awd_core.study import (
-    Study,
-    collect,
-    equalise_norms,
-    matching,
-    study_digest,
-    with_distinct_labels,
-)
+from awd_core.study import Study, equalise_norms
 from awd_core.writer import write_model
 
 
@@ -207,7 +202,7 @@ def _study_of(plan: Plan, study: Study | None, options: dict[str, Any]) -> Study
     left_out = tuple(name for name in plan.base.stored if name in plan.excluded)
     # A study with the spectral level serves every granularity.
     digests = {
-        study_digest(plan.base, plan.experts, left_out, spectral=level)
+        study_digest(plan.base, plan.experts, plan.excluded, spectral=level)
         for level in (spectral, True)
     }
     if study is not None and study.collected_digest in digests:

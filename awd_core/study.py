@@ -1,32 +1,23 @@
-"""The one pass over the weights, and what it leaves on disk: the study.
+"""The study: what one pass over the weights (`awd_core.collect`) leaves on disk.
 
 From a study every cosine, norm, AWD solution and measure of a linear merge is exact, and the
 weights need not be there any more.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from awd_core import files, layout
-from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
-from awd_core.errors import RecipeError, StudyError
-from awd_core.gram import base_square, pack, row_grams, unpack
-from awd_core.progress import CancelFn, ProgressFn, Reporter
-from awd_core.signs import DENSITIES, SignCounts, sign_counts
-from awd_core.spectral import spectral_grams
-from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
+from awd_core.errors import StudyError
+from awd_core.gram import unpack
+from awd_core.signs import SignCounts
 
 SCHEMA = 1
 STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
@@ -223,140 +214,6 @@ class Study:
         return self.index[name]
 
 
-def collect(
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    out: str | Path | None = None,
-    *,
-    device: str = "auto",
-    rows: bool = True,
-    spectral: bool = False,
-    exclude: Sequence[str] = (),
-    progress: ProgressFn | None = None,
-    cancel: CancelFn | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
-) -> Study:
-    """Read base and experts once and write the study.
-
-    Never done twice: a study of the same inputs at `out` is opened instead.
-
-    Args:
-        base: The base.
-        experts: Its experts, in the order they shall have everywhere.
-        out: Study folder; by default one under AWD Studio's own folder, named by content.
-        device: `auto`, `cpu` or `cuda`.
-        rows: Whether to keep the Gram of every output row, which granularity `row` needs:
-            4 K (K + 1) bytes a row.
-        spectral: Whether to keep the Grams of the rotated rows, which granularity `spectral`
-            needs: two more readings of the experts and an eigendecomposition for every matrix.
-        exclude: Patterns (`*.bias`) of tensors that stay as they are in the base.
-        progress: Called after each tensor.
-        cancel: Polled after each tensor.
-        chunk_elements: Elements held at once; changes memory, never a result.
-
-    Returns:
-        The study, opened from disk.
-
-    Raises:
-        MismatchError: Base and experts do not match.
-        OutputError: `out` holds something else, or there is no space.
-        Cancelled: `cancel` returned True; nothing is left behind.
-    """
-    experts = with_distinct_labels(experts)
-    excluded = matching(tuple(base.stored), exclude)
-    preflight(base, experts, tuple(excluded)).require_ok()
-    digest = study_digest(base, experts, exclude, rows, spectral)
-    out = files.home() / "studies" / digest[:16] if out is None else Path(out)
-    if (out / MARKER).exists():
-        study = open_study(out)
-        if study.digest == digest:
-            return study
-    tensors = [
-        tensor for tensor in base.stored.values() if tensor.is_float and tensor.name not in excluded
-    ]
-    with files.whole_folder(out) as folder:
-        arrays, row_arrays = _statistics(
-            tensors, experts, resolve_device(device), chunk_elements, progress, cancel
-        )
-        _save(arrays, folder / GRAM)
-        if rows:
-            _save(row_arrays, folder / ROW_GRAM)
-        if spectral:
-            touched = [tensor for tensor in tensors if tensor.name in row_arrays]
-            _save(
-                _spectral_level(touched, experts, resolve_device(device), progress, cancel),
-                folder / SPECTRAL_GRAM,
-            )
-        description = _describe(base, experts, tensors, exclude, digest)
-        (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
-        (folder / MARKER).write_text(digest, encoding="utf-8")
-    return open_study(out)
-
-
-def _save(arrays: dict[str, np.ndarray], file: Path) -> None:
-    try:
-        save_file(arrays, file)
-    except SafetensorError as error:  # its own kind, also for a disk that is full
-        raise OSError(str(error)) from error
-
-
-def _statistics(
-    tensors: Sequence[StoredTensor],
-    experts: Sequence[Checkpoint],
-    device: torch.device,
-    chunk_elements: int,
-    progress: ProgressFn | None,
-    cancel: CancelFn | None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    n_experts = len(experts)
-    total = sum(tensor.n_bytes for tensor in tensors)
-    report = Reporter("Reading task vectors", total, progress, cancel)
-    grams = np.zeros((len(tensors), n_experts, n_experts))
-    base_squares = np.zeros(len(tensors))
-    agreement = np.zeros((len(tensors), len(DENSITIES), n_experts, n_experts), dtype=np.int64)
-    overlap = np.zeros_like(agreement)
-    rows: dict[str, np.ndarray] = {}
-    for position, tensor in enumerate(tensors):
-        if not any(expert.touches(tensor.name) for expert in experts):
-            base_squares[position] = base_square(tensor, device, chunk_elements)
-        elif tensor.n_elements:
-            grams_of_rows, base_squares[position] = row_grams(
-                chunks(tensor, experts, device, chunk_elements)
-            )
-            grams[position] = grams_of_rows.sum(0)
-            if grams[position].any():
-                signs = sign_counts(
-                    lambda tensor=tensor: chunks(tensor, experts, device, chunk_elements), n_experts
-                )
-                agreement[position], overlap[position] = signs.agreement, signs.overlap
-                if len(tensor.shape) >= 2:
-                    rows[tensor.name] = pack(grams_of_rows)
-        report.advance(tensor.n_bytes, tensor.name)
-    arrays = {
-        "gram": grams,
-        "base_squared_norm": base_squares,
-        "sign_agreement": agreement,
-        "sign_overlap": overlap,
-    }
-    return arrays, rows
-
-
-def _spectral_level(
-    matrices: Sequence[StoredTensor],
-    experts: Sequence[Checkpoint],
-    device: torch.device,
-    progress: ProgressFn | None,
-    cancel: CancelFn | None,
-) -> dict[str, np.ndarray]:
-    total = sum(tensor.n_bytes for tensor in matrices)
-    report = Reporter("Rotating matrices", total, progress, cancel)
-    packed = {}
-    for tensor in matrices:
-        packed[tensor.name] = pack(spectral_grams(tensor, experts, device))
-        report.advance(tensor.n_bytes, tensor.name)
-    return packed
-
-
 def equalise_norms(study: Study) -> Study:
     """The study of `d_k tau_k` with `d_k = mean_j ||tau_j|| / ||tau_k||`: all of one length.
 
@@ -422,106 +279,6 @@ def _damaged(folder: Path, error: Exception) -> StudyError:
         where=folder,
         received=f"{type(error).__name__}: {error}",
         remedy="Collect it again.",
-    )
-
-
-def study_digest(
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    exclude: Sequence[str],
-    rows: bool = True,
-    spectral: bool = False,
-) -> str:
-    """SHA-256 of what decides a study: fingerprints, labels, filters, levels and schema."""
-    parts = {
-        "schema": SCHEMA,
-        "base": base.fingerprint,
-        "experts": [(expert.label, expert.fingerprint) for expert in experts],
-        "exclude": list(exclude),
-        "rows": rows,
-        "densities": DENSITIES,
-    }
-    if spectral:
-        parts["spectral"] = True
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def matching(
-    names: Sequence[str], patterns: Sequence[str], field: str = "exclude"
-) -> frozenset[str]:
-    """Names that match any pattern of a field of the recipe, shell style.
-
-    Raises:
-        RecipeError: A pattern matches nothing, so that a slip of the pen is not silent.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = {name for name in names if fnmatchcase(name, pattern)}
-        if not hits:
-            raise RecipeError(
-                f"A pattern under `{field}` matches no tensor",
-                where=field,
-                received=pattern,
-                expected=f"a pattern such as {names[0]!r} or '*.bias'" if names else None,
-                remedy="Correct or remove it.",
-            )
-        found |= hits
-    return frozenset(found)
-
-
-def with_distinct_labels(experts: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """The experts, with `-2`, `-3`, ... added to labels that stand twice."""
-    from dataclasses import replace
-
-    own = {expert.label for expert in experts}
-    taken: set[str] = set()
-    renamed = []
-    for expert in experts:
-        label, count = expert.label, 1
-        while label in taken or (count > 1 and label in own):
-            count += 1
-            label = f"{expert.label}-{count}"
-        taken.add(label)
-        renamed.append(expert if count == 1 else replace(expert, label=label))
-    return tuple(renamed)
-
-
-def _describe(
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    tensors: Sequence[StoredTensor],
-    exclude: Sequence[str],
-    digest: str,
-) -> dict[str, Any]:
-    names = [tensor.name for tensor in tensors]
-    infos = [
-        TensorInfo(
-            tensor.name,
-            tensor.shape,
-            str(tensor.dtype).removeprefix("torch."),
-            block,
-            layout.place(tensor.name).kind,
-        )
-        for tensor, block in zip(tensors, layout.blocks(names), strict=True)
-    ]
-    return {
-        "schema": SCHEMA,
-        "digest": digest,
-        "base": asdict(_source(base)),
-        "experts": [asdict(_source(expert)) for expert in experts],
-        "exclude": list(exclude),
-        "tensors": [asdict(info) for info in infos],
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
-    }
-
-
-def _source(checkpoint: Checkpoint) -> SourceInfo:
-    return SourceInfo(
-        checkpoint.label,
-        checkpoint.source,
-        str(checkpoint.path.absolute()),
-        checkpoint.kind,
-        checkpoint.fingerprint,
     )
 
 

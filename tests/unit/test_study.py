@@ -14,7 +14,7 @@ import torch
 
 import awd_core as awd
 from awd_core.checkpoints import StoredTensor
-from awd_core.gram import row_grams
+from awd_core.collect import tensor_statistics
 from awd_core.signs import DENSITIES
 from awd_core.stream import Chunk
 from tests.helpers import BLOCKS, QUERY, SHAPES, Family, base_state, cancel_after, family, tree
@@ -102,19 +102,21 @@ def test_neither_chunks_nor_threads_change_a_bit_of_a_gram(
     weights = torch.randn(n_experts + 1, rows, columns, generator=generator, dtype=torch.float64)
     base, tau = weights[0], weights[1:]
 
-    def chunks(size: int) -> list[Chunk]:
-        return [
-            Chunk(stored, start, base[start : start + size], tau[:, start : start + size].clone())
-            for start in range(0, rows, size)
-        ]
+    def result(size: int) -> list[bytes]:
+        found = tensor_statistics(
+            lambda: [
+                Chunk(stored, start, base[start : start + size], tau[:, start : start + size])
+                for start in range(0, rows, size)
+            ],
+            n_experts,
+        )
+        return [array.tobytes() for array in found.values()]
 
     with threads(2):
-        whole, whole_square = row_grams(chunks(rows))
+        whole = result(rows)
     for size, n_threads in [(1, 2), (3, 2), (rows, 1), (3, 1)]:
         with threads(n_threads):
-            grams, square = row_grams(chunks(size))
-        assert grams.tobytes() == whole.tobytes()
-        assert square == whole_square
+            assert result(size) == whole
 
 
 @pytest.mark.parametrize("n_experts", [1, 5])
@@ -324,3 +326,11 @@ def test_what_decides_the_numbers_decides_the_digest(tmp_path: Path) -> None:
     digests.add(awd.collect(one.base, one.experts[::-1], device="cpu").digest)
     digests.add(awd.collect(one.base, one.experts[:1], device="cpu").digest)
     assert len(digests) == 5
+
+
+def test_a_merge_finds_the_study_that_was_collected_with_patterns(tmp_path: Path) -> None:
+    one = family(tmp_path, 2)
+    patterns = ["*.bias", "column*"]
+    one.study(exclude=patterns)
+    recipe = one.recipe(exclude=patterns, disentangle={"granularity": "model"})
+    awd.plan_merge(recipe, progress=lambda progress: pytest.fail("the pass was done again"))
