@@ -13,6 +13,7 @@ import numpy as np
 from awd_core.disentangle.lanes import (
     LANES,
     any_less,
+    first_inverse_root,
     load,
     multiply_add,
     pick_less,
@@ -41,6 +42,9 @@ ROUNDING = 1e-14
 # Share of a squared norm that is left of a task vector beside the others, below which the group is
 # looked at closely; and the eigenvalue of its cosines that is rounding of 0.
 NEARLY_DEPENDENT, DEPENDENT = 1e-8, 1e-14
+
+# Below this a float64 loses digits, and the first guess of an inverse root its meaning.
+SMALLEST = 1e-300
 
 # Blocks are dealt to this many slabs whatever the number of threads, so that the sums of the loss
 # over groups always run in the same order.
@@ -119,16 +123,14 @@ def run(grams: np.ndarray, descent: Descent) -> Descended:
     coefficients, taken = np.zeros((n_groups, n_experts)), np.zeros(n_groups)
     if not len(members):
         return Descended(coefficients, np.zeros(descent.steps + 1), taken.astype(np.int64))
-    n_blocks = -(-len(members) // LANES)
     # One block has nothing to share out; waking the other threads would cost more than the work.
-    sweep = _descend_blocks if n_blocks > 1 else _descend_blocks_serially
+    sweep = _descend_blocks if len(members) > LANES else _descend_one_block
     converged = descent.until == "converged"
     grams = np.ascontiguousarray(grams)
     losses = sweep(
         grams,
         *_projectors(grams, members),
         members,
-        n_blocks,
         _relative(grams, descent),
         descent.steps,
         PENALTIES.index(descent.penalty),
@@ -199,20 +201,11 @@ def _nearly_dependent(grams, members):
     return found
 
 
-def _blocks(
-    grams,
-    projectors,
-    positions,
-    members,
-    n_blocks,
-    knobs,
-    steps,
-    penalty,
-    momentum,
-    converged,
-    coefficients,
-    taken,
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _descend_blocks(
+    grams, projectors, positions, members, knobs, steps, penalty, momentum, converged, found, taken
 ):
+    n_blocks = -(-len(members) // LANES)
     n_slabs = min(n_blocks, _SLABS)
     traces = np.zeros((n_slabs, steps + 1, LANES))
     for slab in numba.prange(n_slabs):
@@ -227,21 +220,46 @@ def _blocks(
                 penalty,
                 momentum,
                 converged,
-                coefficients,
+                found,
                 taken,
                 traces[slab],
             )
-    losses = np.zeros(steps + 1)
-    # Spelled out: numba would share out a `sum` among the threads, in an order of their own.
-    for slab in range(n_slabs):
-        for step in range(steps + 1):
+    return _summed(traces)
+
+
+# A function of its own and not the one above compiled again: numba's cache on disk knows a
+# function by its name, so whichever were compiled first would stand in for both.
+@numba.njit(cache=True, error_model="numpy")
+def _descend_one_block(
+    grams, projectors, positions, members, knobs, steps, penalty, momentum, converged, found, taken
+):
+    traces = np.zeros((1, steps + 1, LANES))
+    _descend_block(
+        grams,
+        projectors,
+        positions,
+        members,
+        knobs,
+        steps,
+        penalty,
+        momentum,
+        converged,
+        found,
+        taken,
+        traces[0],
+    )
+    return _summed(traces)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _summed(traces):
+    """Sums over slabs and lanes, one after the other: (steps + 1,)."""
+    losses = np.zeros(traces.shape[1])
+    for trace in traces:
+        for step in range(len(losses)):
             for lane in range(LANES):
-                losses[step] += traces[slab, step, lane]
+                losses[step] += trace[step, lane]
     return losses
-
-
-_descend_blocks = numba.njit(parallel=True, cache=True, error_model="numpy")(_blocks)
-_descend_blocks_serially = numba.njit(cache=True, error_model="numpy")(_blocks)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -343,7 +361,8 @@ def _gather(grams, members, knobs):
                 at += 1
             # A zero task vector takes no part: its floor is infinite, its inverse norm 0.
             square = gram[at - 1, lane]
-            floors[i, lane] = SWALLOWED * SWALLOWED * square if square > 0.0 else np.inf
+            floor = max(SWALLOWED * SWALLOWED * square, SMALLEST)
+            floors[i, lane] = floor if square > 0.0 else np.inf
             n_active += square > 0.0
         for knob in range(4):
             scalars[knob, lane] = knobs[group, knob + 1]
@@ -391,23 +410,27 @@ def _gradient(gram, floors, alpha, radius, pairs, penalty, c, h, work):
     """Project c on the ball, then `h` and the loss there; the equations of `objective`."""
     n_experts = len(floors)
     p, inverse, overlap = work
-    zero, one, two = splat(0.0), splat(1.0), splat(2.0)
+    zero, one, two, huge = splat(0.0), splat(1.0), splat(2.0), splat(np.inf)
     _multiply(gram, c, p)
     q = zero
     for i in range(n_experts):
         q = multiply_add(load(p, i), load(c, i), q)
     q = pick_less(zero, q, q, zero)
     norm = root(q)
+    bounded = any_less(radius, huge)
     # The nearest point of the ball ||delta|| <= r lies on the ray through delta.
-    shrink = pick_less(radius, norm, radius / norm, one)
-    norm, q = shrink * norm, shrink * shrink * q
+    if bounded:
+        shrink = pick_less(radius, norm, radius / norm, one)
+        norm, q = shrink * norm, shrink * shrink * q
+        for i in range(n_experts):
+            store(c, i, shrink * load(c, i))
+            store(p, i, shrink * load(p, i))
     at = 0
     for i in range(n_experts):
-        store(c, i, shrink * load(c, i))
-        store(p, i, shrink * load(p, i))
         at += i + 1
         own, floor = load(gram, at - 1) - two * load(p, i) + q, load(floors, i)
-        store(inverse, i, one / root(pick_less(own, floor, floor, own)))
+        own = pick_less(own, floor, floor, own)
+        store(inverse, i, pick_less(floor, huge, _inverse_root(own), zero))
         store(overlap, i, zero)
         store(h, i, zero)
     # overlap_i = sum_j |M_ij| / n_j and h_i = sum_j sign(M_ij) / n_j, every pair once.
@@ -444,6 +467,17 @@ def _gradient(gram, floors, alpha, radius, pairs, penalty, c, h, work):
     for i in range(n_experts):
         store(h, i, total * load(c, i) - load(h, i))
     return loss
+
+
+@numba.njit(cache=True, error_model="numpy", inline="always")
+def _inverse_root(a):
+    """1 / sqrt(a) within two units in the last place."""
+    half, negative = splat(0.5), splat(-0.5) * a
+    y = first_inverse_root(a)
+    # Every step squares the error: 3.5e-2, 1.8e-3, 4.9e-6, 3.6e-11, rounding.
+    for _ in range(4):
+        y = multiply_add(y, multiply_add(negative * y, y, half), y)
+    return y
 
 
 @numba.njit(cache=True, error_model="numpy", inline="always")

@@ -116,6 +116,23 @@ def root(typing: Any, a: Any) -> Any:
 
 
 @_code
+def first_inverse_root(typing: Any, a: Any) -> Any:
+    """1 / sqrt(a) within 3.5 % for normal a > 0: the exponent halved, the mantissa by one line.
+
+    Source: the integer trick of Blinn (IEEE CG&A 1997); the constant for float64 is Lomont's.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integers = ir.VectorType(ir.IntType(64), LANES)
+        bits = builder.bitcast(arguments[0], integers)
+        halved = builder.lshr(bits, ir.Constant(integers, [1] * LANES))
+        magic = ir.Constant(integers, [0x5FE6EB50C7B537A9] * LANES)
+        return builder.bitcast(builder.sub(magic, halved), _VECTOR)
+
+    return _LANES(_LANES), build
+
+
+@_code
 def size(typing: Any, a: Any) -> Any:
     """`|a|`."""
     return _LANES(_LANES), _llvm("fabs", 1)
