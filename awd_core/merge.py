@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from awd_core.checkpoints.header import read_rows
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.errors import OutputError
-from awd_core.method import LinearMethod, MergeMethod, Vectors, sum_over_experts
+from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.spectral import spectral_redundant
 from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
 from awd_core.study import Study, equalise_norms
+from awd_core.vectors import Piece, TensorVectors, Vectors
 from awd_core.writer import write_model
 
 
@@ -214,11 +216,11 @@ def _study_of(plan: Plan, study: Study | None, options: dict[str, Any]) -> Study
 
 def merged_tensors(plan: Plan) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
     """Every tensor of the result in file order, as blocks of whole rows in their final type."""
-    prepared = None if plan.sole_expert is not None else plan.method.prepare(_vectors(plan))
+    survey = None if plan.sole_expert is not None else plan.method.survey(_vectors(plan))
     merged = {tensor.name for tensor in plan.merged}
     for tensor in plan.tensors:
         if tensor.name in merged:
-            blocks = _merged_blocks(plan, tensor, prepared)
+            blocks = _merged_blocks(plan, tensor, survey)
         else:
             blocks = (read_rows(tensor, start, stop) for start, stop in row_blocks(tensor))
         dtype = plan.out_dtype(tensor)
@@ -237,32 +239,49 @@ def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.
     return state
 
 
-def _merged_blocks(plan: Plan, tensor: StoredTensor, prepared: Any) -> Iterator[torch.Tensor]:
+def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: Any) -> Iterator[torch.Tensor]:
     if plan.sole_expert is not None:
         counterpart = plan.experts[plan.sole_expert].tensor(tensor)
         for start, stop in row_blocks(tensor):
             base = read_base(tensor, start, stop, plan.device)
             yield counterpart.weights(start, stop, base)
-        return
-    for chunk, vectors in _disentangled_chunks(plan, tensor):
-        update = plan.method.combine(prepared, vectors, plan.coefficients)
-        # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
-        yield torch.where(update == 0, chunk.base, chunk.base + update)
+    elif tensor.n_elements:
+        vectors = _tensor_vectors(plan, tensor)
+        prepared = plan.method.prepare(survey, vectors)
+        pieces = vectors.sweep() if plan.method.reads_pieces(vectors) else _bases(plan, tensor)
+        for piece in pieces:
+            update = plan.method.combine(prepared, piece, plan.coefficients)
+            # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
+            yield torch.where(update == 0, piece.base, piece.base + update)
+
+
+def _bases(plan: Plan, tensor: StoredTensor) -> Iterator[Piece]:
+    """Pieces of the base alone, for a method that knows its result already."""
+    for start, stop in row_blocks(tensor):
+        base = read_base(tensor, start, stop, plan.device)
+        yield Piece(tensor.name, start, base, base.new_empty((len(plan.experts), 0, 0)))
 
 
 def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chunk, torch.Tensor]]:
     """Every chunk of one tensor with its v_k = tau_k - delta; tau_k itself without AWD."""
     delta = _whole_redundant(plan, tensor)
-    scales = None
-    if plan.scales is not None:
-        scales = torch.from_numpy(plan.scales).to(plan.device)[:, None, None]
-    for chunk in chunks(tensor, plan.experts, plan.device):
-        if scales is not None:
-            chunk = replace(chunk, task_vectors=chunk.task_vectors * scales)
-        if delta is None:
-            yield chunk, _disentangled(plan, chunk)
-        else:
+    for chunk in _scaled_chunks(plan, tensor):
+        if delta is not None:
             yield chunk, chunk.task_vectors - delta[chunk.start : chunk.stop]
+        elif plan.redundant is not None:
+            yield chunk, chunk.task_vectors - _redundant(plan, chunk)
+        else:
+            yield chunk, chunk.task_vectors
+
+
+def _scaled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[Chunk]:
+    """Every chunk of one tensor, with task vectors of equal norm where the recipe asks for it."""
+    if plan.scales is None:
+        yield from chunks(tensor, plan.experts, plan.device)
+        return
+    scales = torch.from_numpy(plan.scales).to(plan.device)[:, None, None]
+    for chunk in chunks(tensor, plan.experts, plan.device):
+        yield replace(chunk, task_vectors=chunk.task_vectors * scales)
 
 
 def _whole_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
@@ -283,24 +302,56 @@ def _whole_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
     return spectral_redundant(tensor, plan.experts, plan.device, c)
 
 
-def _disentangled(plan: Plan, chunk: Chunk) -> torch.Tensor:
-    """v_k = tau_k - sum_j c_j tau_j on one chunk; tau_k itself without AWD."""
-    if plan.redundant is None:
-        return chunk.task_vectors
+def _redundant(plan: Plan, chunk: Chunk) -> torch.Tensor:
+    """delta = sum_j c_j tau_j on one chunk, (rows, columns)."""
+    assert plan.redundant is not None
     c = plan.redundant[chunk.tensor.name]
     rows = c[chunk.start : chunk.stop] if len(c) > 1 else c
     coefficients = torch.from_numpy(rows.T.copy()).to(chunk.base.device)[:, :, None]
-    weighted = (c_k * vector for c_k, vector in zip(coefficients, chunk.task_vectors, strict=True))
-    return chunk.task_vectors - sum_over_experts(weighted)
+    return sum_over_experts(
+        c_k * vector for c_k, vector in zip(coefficients, chunk.task_vectors, strict=True)
+    )
 
 
 def _vectors(plan: Plan) -> Vectors:
-    def sweep() -> Iterator[torch.Tensor]:
+    def tensors() -> Iterator[TensorVectors]:
         for tensor in plan.merged:
-            for _, vectors in _disentangled_chunks(plan, tensor):
-                yield vectors
+            if tensor.n_elements:
+                yield _tensor_vectors(plan, tensor)
 
-    return Vectors(len(plan.experts), plan.n_elements, sweep)
+    return Vectors(len(plan.experts), plan.n_elements, tensors)
+
+
+def _tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
+    seed = plan.recipe.seed
+
+    def sweep() -> Iterator[Piece]:
+        for chunk, vectors in _disentangled_chunks(plan, tensor):
+            yield Piece(tensor.name, chunk.start, chunk.base, vectors, seed)
+
+    redundant = cache(lambda: _tensor_redundant(plan, tensor))
+
+    def matrix(index: int) -> torch.Tensor:
+        vector = torch.cat(list(_whole(plan, tensor, index)))
+        if plan.scales is not None:
+            vector *= float(plan.scales[index])
+        delta = redundant()
+        return vector if delta is None else vector - delta
+
+    return TensorVectors(tensor.name, tensor.shape, len(plan.experts), sweep, matrix, seed)
+
+
+def _whole(plan: Plan, tensor: StoredTensor, index: int) -> Iterator[torch.Tensor]:
+    for chunk in chunks(tensor, [plan.experts[index]], plan.device):
+        yield chunk.task_vectors[0]
+
+
+def _tensor_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
+    """delta of a whole tensor, (rows, columns); None without AWD."""
+    delta = _whole_redundant(plan, tensor)
+    if delta is not None or plan.redundant is None:
+        return delta
+    return torch.cat([_redundant(plan, chunk) for chunk in _scaled_chunks(plan, tensor)])
 
 
 def _excluded(names: tuple[str, ...], recipe: Recipe) -> frozenset[str]:

@@ -1,33 +1,89 @@
-"""The one protocol of merge methods: `prepare` sees the vectors, `combine` the coefficients.
+r"""The one protocol of merge methods. A new method is one file in `awd_core/methods/` and one row.
 
-What costs time depends on the task vectors and is done once in `prepare`; the coefficients enter
-only in `combine`, so that moving them never prepares anything anew.
+A method is a frozen dataclass. Its class variables say what it is; its fields, made by `knob`, are
+its settings. Forms, command line, docs/methods.md and the property tests follow from them. Three
+functions do the work, and only the last is needed:
+
+    survey(model)                          what must be known of the whole model, or nothing
+    prepare(survey, tensor)                what must be known of one tensor, or nothing
+    combine(prepared, piece, coefficients) the merged task vector of some rows
+
+What costs time depends on the task vectors and belongs to the first two. The coefficients enter
+only in `combine`, so that moving them never prepares anything anew. A whole method:
+
+    @dataclass(frozen=True)
+    class Clipped(MergeMethod):
+        '''Task arithmetic with every entry clipped at a multiple of the tensor's mean |tau|.'''
+
+        key: ClassVar[str] = "clipped"
+        title: ClassVar[str] = "Clipped task arithmetic"
+        source: ClassVar[str] = "An example"
+        year: ClassVar[int] = 2025
+        formula: ClassVar[str] = r"\theta_0 + \sum_k \lambda_k \mathrm{clip}(\tau_k)"
+        executor: ClassVar[Executor] = "tensor"
+        passes: ClassVar[int] = 2
+
+        limit: float = knob(3.0, low=0.0, high=10.0, help="Largest |tau| kept, in means.")
+
+        def prepare(self, survey, tensor):
+            total = sum(float(piece.abs().sum()) for piece in tensor.task_vectors())
+            return self.limit * total / (tensor.n_experts * tensor.n_elements)
+
+        def combine(self, prepared, piece, coefficients):
+            return weighted_sum(coefficients, piece.task_vectors.clamp(-prepared, prepared))
+
+Where the coefficients of a linear combination follow from inner products, derive from `GramMethod`;
+where a matrix has to be seen whole (singular vectors, a descent), from `MatrixMethod`.
 """
 
 import abc
-from collections.abc import Callable, Iterable
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from awd_core.errors import RecipeError, nearest
+from awd_core.knobs import Preset, Value, checked, knob
+from awd_core.stream import CHUNK_ELEMENTS
+from awd_core.vectors import Piece, TensorVectors, Vectors
+
+# How a method comes by its result.
+# gram: multipliers from inner products, then a weighted sum of pieces.
+# stream: statistics of the whole model, if any, then piece by piece.
+# tensor: statistics of one tensor, then piece by piece.
+# matrix: one whole matrix at a time; what is no matrix goes by the method's policy.
+Executor = Literal["gram", "stream", "tensor", "matrix"]
+
+# Python, torch and numba, before a weight is read.
+PROCESS_BYTES = 400 << 20
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """The (disentangled) task vectors of a whole model as a stream that can be started anew.
+class Memory:
+    """Peak memory of a merge, for K experts and a largest tensor of m rows and n columns.
 
     Attributes:
-        n_experts: K.
-        n_elements: Merged elements of one expert.
-        sweep: Starts the stream; yields (K, rows, columns) float64 pieces in file order.
+        formula: For people, in bytes; c is the number of elements of a piece.
+        above_process: The same for (K, m, n), without what the process takes by itself.
     """
 
-    n_experts: int
-    n_elements: int
-    sweep: Callable[[], Iterable[torch.Tensor]]
+    formula: str
+    above_process: Callable[[int, int, int], int]
+
+    def n_bytes(self, n_experts: int, rows: int, columns: int) -> int:
+        """Peak resident memory."""
+        return PROCESS_BYTES + self.above_process(n_experts, rows, columns)
+
+
+def piecewise(copies: int) -> Memory:
+    """Memory of a method that holds `copies` float64 pieces for every expert and for the base."""
+
+    def above_process(n_experts: int, rows: int, columns: int) -> int:
+        return 8 * copies * (n_experts + 1) * max(CHUNK_ELEMENTS, columns)
+
+    return Memory(f"process + {8 * copies} (K + 1) c", above_process)
 
 
 @dataclass(frozen=True)
@@ -40,55 +96,176 @@ class MergeMethod(abc.ABC):
     key: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
+    year: ClassVar[int]
     formula: ClassVar[str]
-    # Whether the method reads coefficients at all, and the one a user starts from.
+    executor: ClassVar[Executor] = "stream"
+    # Readings of the weights from the first to the last, the one that writes included.
+    passes: ClassVar[int] = 1
+    memory: ClassVar[Memory] = piecewise(4)
+    # What happens to vectors, scalars, embeddings and other tensors that are no plain matrices.
+    policy: ClassVar[str] = "merged like every other tensor"
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    # Whether the method reads coefficients at all, what they are, and where a user starts. Scales:
+    # lambda = 0 gives the base, one factor on all only scales. Weights: only their ratios count.
     takes_coefficients: ClassVar[bool] = True
+    coefficients_are: ClassVar[Literal["scales", "weights"]] = "scales"
     default_coefficient: ClassVar[float] = 0.3
+    # How many experts it can merge; None for no limit.
+    least_experts: ClassVar[int] = 1
+    most_experts: ClassVar[int | None] = None
+    # Whether experts in another order give the same merge, and s tau gives s times the merge.
+    permutation_equivariant: ClassVar[bool] = True
+    scale_equivariant: ClassVar[bool] = True
+    # Whether it works on task vectors, so that AWD can stand in front.
+    takes_task_vectors: ClassVar[bool] = True
+    # Whether it makes a model for each task, chosen when the task is known, and not one for all.
+    needs_task: ClassVar[bool] = False
+
+    def survey(self, model: Vectors) -> Any:
+        """What `prepare` or `combine` needs to know of the whole model; None for most."""
+        return None
+
+    def prepare(self, survey: Any, tensor: TensorVectors) -> Any:
+        """What `combine` needs to know of one tensor; the survey for most."""
+        return survey
 
     @abc.abstractmethod
-    def prepare(self, vectors: Vectors) -> Any:
-        """Whatever `combine` needs to know of the vectors; None for most."""
-
-    @abc.abstractmethod
-    def combine(
-        self, prepared: Any, task_vectors: torch.Tensor, coefficients: np.ndarray
-    ) -> torch.Tensor:
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """The merged task vector of one piece.
 
         Args:
             prepared: What `prepare` returned.
-            task_vectors: (K, rows, columns) float64.
+            piece: Whole rows of one tensor.
             coefficients: lambda_k, (K,) float64.
 
         Returns:
             (rows, columns) float64, to be added to theta_0.
         """
 
+    def reads_pieces(self, tensor: TensorVectors) -> bool:
+        """Whether `combine` looks at the task vectors of the pieces of this tensor."""
+        return True
+
     @classmethod
     def knobs(cls) -> tuple[Field[Any], ...]:
-        """The fields, each with `low`, `high` and `help` in its metadata."""
+        """The fields, each with `low` and `high` or `choices`, and `help`, in its metadata."""
         return fields(cls)
 
 
 @dataclass(frozen=True)
 class LinearMethod(MergeMethod):
-    """A method whose result is `sum_k l_k tau_k`: Grams are enough to study it."""
+    """A method whose result is `sum_k l_k tau_k`, the same l_k in every tensor."""
+
+    executor: ClassVar[Executor] = "gram"
 
     @abc.abstractmethod
     def multipliers(self, coefficients: np.ndarray) -> np.ndarray:
         """l_k for given lambda_k, (K,)."""
 
-    def prepare(self, vectors: Vectors) -> None:
-        """Nothing."""
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+        """`sum_k l_k tau_k`, summed in expert order."""
+        return weighted_sum(self.multipliers(coefficients), piece.task_vectors)
+
+
+@dataclass(frozen=True)
+class GramMethod(MergeMethod):
+    """A method whose result is linear in every tensor, with multipliers from its inner products."""
+
+    executor: ClassVar[Executor] = "gram"
+    passes: ClassVar[int] = 2
+
+    @abc.abstractmethod
+    def multipliers(self, gram: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """What the base and every task vector are multiplied with, to be added to theta_0.
+
+        Args:
+            gram: Inner products of theta_0 (index 0) and the task vectors, (K + 1, K + 1).
+            coefficients: lambda_k, (K,).
+
+        Returns:
+            (K + 1,); index 0 is the base's, and 0 for a method on task vectors.
+        """
+
+    def prepare(self, survey: Any, tensor: TensorVectors) -> np.ndarray:
+        """The inner products."""
+        return tensor.gram
+
+    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+        """`l_0 theta_0 + sum_k l_k tau_k`."""
+        of_base, *of_experts = self.multipliers(prepared, coefficients)
+        merged = weighted_sum(of_experts, piece.task_vectors)
+        return merged.add_(piece.base, alpha=float(of_base)) if of_base else merged
+
+
+@dataclass(frozen=True)
+class MatrixMethod(MergeMethod):
+    """A method that has to see a whole matrix of every expert, such as its singular vectors.
+
+    Tensors that are no matrices go by the knob `others`, embeddings by the knob `embeddings`.
+    """
+
+    executor: ClassVar[Executor] = "matrix"
+    passes: ClassVar[int] = 1
+    policy: ClassVar[str] = (
+        "matrices are solved; everything else goes by the knobs `others` and `embeddings`"
+    )
+
+    others: str = knob(
+        "average",
+        choices=("average", "sum", "keep-base"),
+        help="What is added where a tensor is no matrix: lambda times the mean of the task vectors,"
+        " times their sum, or nothing.",
+    )
+    embeddings: str = knob(
+        "solve",
+        choices=("solve", "average", "sum", "keep-base"),
+        help="Whether embeddings and output heads are solved as matrices are, or what instead.",
+    )
+
+    @abc.abstractmethod
+    def solve(self, survey: Any, matrix: TensorVectors) -> Any:
+        """Everything that depends on the vectors of one matrix."""
+
+    @abc.abstractmethod
+    def rows(self, solved: Any, start: int, stop: int, coefficients: np.ndarray) -> torch.Tensor:
+        """Rows `start` to `stop` of the merged task vector, (stop - start, columns) float64."""
+
+    def treatment(self, tensor: TensorVectors) -> str:
+        """`solve`, `average`, `sum` or `keep-base`."""
+        if not tensor.is_matrix:
+            return self.others
+        return self.embeddings if tensor.kind in ("embedding", "head") else "solve"
+
+    def reads_pieces(self, tensor: TensorVectors) -> bool:
+        """Only what is not solved is combined from pieces."""
+        return self.treatment(tensor) in ("average", "sum")
+
+    def prepare(self, survey: Any, tensor: TensorVectors) -> tuple[str, Any]:
+        """The treatment, and the solution where there is one."""
+        treatment = self.treatment(tensor)
+        return treatment, self.solve(survey, tensor) if treatment == "solve" else None
 
     def combine(
-        self, prepared: None, task_vectors: torch.Tensor, coefficients: np.ndarray
+        self, prepared: tuple[str, Any], piece: Piece, coefficients: np.ndarray
     ) -> torch.Tensor:
-        """`sum_k l_k tau_k`, summed in expert order."""
-        merged = torch.zeros_like(task_vectors[0])
-        for multiplier, vector in zip(self.multipliers(coefficients), task_vectors, strict=True):
-            merged.add_(vector, alpha=float(multiplier))
-        return merged
+        """Rows of the solution, or what the policy says."""
+        treatment, solved = prepared
+        if treatment == "solve":
+            return self.rows(solved, piece.start, piece.stop, coefficients)
+        if treatment == "keep-base":
+            return torch.zeros_like(piece.base)
+        share = 1 / len(coefficients) if treatment == "average" else 1.0
+        return weighted_sum(coefficients * share, piece.task_vectors)
+
+
+def weighted_sum(
+    multipliers: Sequence[float] | np.ndarray, task_vectors: torch.Tensor
+) -> torch.Tensor:
+    """`sum_k l_k tau_k`, in expert order."""
+    merged = torch.zeros_like(task_vectors[0])
+    for multiplier, vector in zip(multipliers, task_vectors, strict=True):
+        merged.add_(vector, alpha=float(multiplier))
+    return merged
 
 
 def sum_over_experts(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -104,19 +281,17 @@ def sum_over_experts(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def knob(default: float | str, *, help: str, **bounds: Any) -> Any:
-    """A knob of a method: its default, what it does, and `low`, `high` or `choices`."""
-    return field(default=default, metadata={"help": help, **bounds})
-
-
-def build(method: type[MergeMethod], values: dict[str, Any]) -> MergeMethod:
-    """The method with these knobs.
+def build(
+    method: type[MergeMethod], values: Mapping[str, Value], preset: str | None = None
+) -> MergeMethod:
+    """The method with these knobs, on top of those of a preset.
 
     Raises:
-        RecipeError: A knob is unknown or out of its range.
+        RecipeError: A knob or preset is unknown, or a knob is out of its range.
     """
     knobs = {knob.name: knob for knob in method.knobs()}
-    for name, value in values.items():
+    values = dict(find_preset(method, preset).knobs) | dict(values)
+    for name in values:
         if name not in knobs:
             known = tuple(knobs)
             raise RecipeError(
@@ -124,30 +299,24 @@ def build(method: type[MergeMethod], values: dict[str, Any]) -> MergeMethod:
                 where="knobs",
                 remedy=nearest(name, known) if known else "It has no knobs at all.",
             )
-        _check(method.key, knobs[name], value)
-    return method(**values)
-
-
-def _check(method: str, knob: Field[Any], value: Any) -> None:
-    bounds = knob.metadata
-    if "choices" in bounds:
-        if value not in bounds["choices"]:
-            expected = " or ".join(map(repr, bounds["choices"]))
-            raise _bad_knob(method, knob.name, value, expected)
-    elif (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not bounds["low"] <= value <= bounds["high"]
-    ):
-        raise _bad_knob(
-            method, knob.name, value, f"a number from {bounds['low']} to {bounds['high']}"
-        )
-
-
-def _bad_knob(method: str, name: str, value: Any, expected: str) -> RecipeError:
-    return RecipeError(
-        f"Knob {name!r} of method {method!r} cannot have this value",
-        where="knobs",
-        received=repr(value),
-        expected=expected,
+    return method(
+        **{name: checked(method.key, knobs[name], value) for name, value in values.items()}
     )
+
+
+def find_preset(method: type[MergeMethod], key: str | None) -> Preset:
+    """The preset of this name; one that changes nothing for None.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if key is None:
+        return Preset()
+    if key not in method.presets:
+        known = tuple(method.presets)
+        raise RecipeError(
+            f"Method {method.key!r} has no preset {key!r}",
+            where="preset",
+            remedy=nearest(key, known) if known else "It has no presets at all.",
+        )
+    return method.presets[key]

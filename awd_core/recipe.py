@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from awd_core.disentangle import Settings
 from awd_core.errors import RecipeError
-from awd_core.method import MergeMethod, build
+from awd_core.method import MergeMethod, build, find_preset
 from awd_core.methods import find_method
 from awd_core.validation import as_recipe_error
 
@@ -38,11 +38,12 @@ class Recipe(BaseModel):
         base: Folder or hub id.
         experts: Folders or hub ids, in order.
         method: A key of METHODS.
+        preset: Name of a preset of the method: knobs and coefficient of a paper or a code base.
         coefficient: One lambda for all experts; the method's own when left out.
         coefficients: One lambda for each expert instead.
         disentangle: AWD in front of the method; none when left out.
         equalise_norms: Scale every task vector to their mean length before anything else.
-        knobs: The method's own settings.
+        knobs: The method's own settings, on top of the preset.
         include: Patterns of tensors to merge; all when left out. The rest stays as in the base.
         exclude: Patterns of tensors that stay as they are in the base.
         dtype: Type of the merged floating-point tensors; `base` keeps each as it is.
@@ -54,11 +55,12 @@ class Recipe(BaseModel):
     base: str
     experts: tuple[str, ...] = Field(min_length=1)
     method: str = "task_arithmetic"
+    preset: str | None = None
     coefficient: Finite | None = None
     coefficients: tuple[Finite, ...] | None = None
     disentangle: Settings | None = None
     equalise_norms: bool = False
-    knobs: dict[str, bool | float | str] = Field(default_factory=dict)
+    knobs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
@@ -82,6 +84,7 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"{len(self.coefficients)} coefficients for {len(self.experts)} experts"
             )
+        self._fits(chosen)
         awd = self.disentangle
         if self.equalise_norms and awd and (awd.leaves_span or awd.granularity == "spectral"):
             raise ValueError(
@@ -90,16 +93,32 @@ class Recipe(BaseModel):
             )
         return self
 
+    def _fits(self, method: MergeMethod) -> None:
+        n_experts, least, most = len(self.experts), method.least_experts, method.most_experts
+        if n_experts < least or (most is not None and n_experts > most):
+            wanted = f"exactly {least}" if least == most else f"at least {least}"
+            raise ValueError(f"method {self.method!r} merges {wanted} experts, not {n_experts}")
+        if method.needs_task and not getattr(method, "task", 0) < n_experts:
+            raise ValueError(f"knob 'task' counts the experts from 0 to {n_experts - 1}")
+        if (self.disentangle or self.equalise_norms) and not method.takes_task_vectors:
+            raise ValueError(
+                f"method {self.method!r} works on whole weights, not on task vectors: leave out"
+                " disentangle and equalise_norms, or choose a method on task vectors"
+            )
+
     def build_method(self) -> MergeMethod:
-        """The method with this recipe's knobs."""
-        return build(find_method(self.method), dict(self.knobs))
+        """The method with this recipe's preset and knobs."""
+        return build(find_method(self.method), self.knobs, self.preset)
 
     def lambdas(self) -> np.ndarray:
         """lambda_k for every expert, (K,) float64."""
         if self.coefficients is not None:
             return np.array(self.coefficients, dtype=np.float64)
-        default = find_method(self.method).default_coefficient
-        value = default if self.coefficient is None else self.coefficient
+        value = self.coefficient
+        if value is None:
+            method = find_method(self.method)
+            value = find_preset(method, self.preset).coefficient
+            value = method.default_coefficient if value is None else value
         return np.full(len(self.experts), value, dtype=np.float64)
 
     @property

@@ -15,6 +15,7 @@ class Average(LinearMethod):
     key: ClassVar[str] = "average"
     title: ClassVar[str] = "Average"
     source: ClassVar[str] = "Wortsman et al., Model soups, arXiv 2203.05482"
+    year: ClassVar[int] = 2022
     formula: ClassVar[str] = r"\theta = \frac{1}{K} \sum_k \theta_k"
     takes_coefficients: ClassVar[bool] = False
 

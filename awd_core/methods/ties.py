@@ -6,8 +6,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from awd_core.knobs import knob
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
-from awd_core.method import MergeMethod, Vectors, knob, sum_over_experts
+from awd_core.method import MergeMethod, sum_over_experts
+from awd_core.vectors import Piece, Vectors
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,29 @@ class Ties(MergeMethod):
         r"\theta = \theta_0 + \lambda\, \mathrm{mean}_{k:\, \mathrm{sign}(t_k) = g}\, t_k,\quad"
         r" g = \mathrm{sign}\left(\sum_k t_k\right)"
     )
+    year: ClassVar[int] = 2023
+    passes: ClassVar[int] = 4
     default_coefficient: ClassVar[float] = 1.0
 
     density: float = knob(
         0.2, low=0.0, high=1.0, help="Share of the largest entries of every task vector kept."
     )
 
-    def prepare(self, vectors: Vectors) -> TiesState:
+    def survey(self, model: Vectors) -> TiesState:
         """Exact thresholds over the whole vectors, and the majority sign."""
-        rank = int(vectors.n_elements * self.density)
+        rank = int(model.n_elements * self.density)
         if rank == 0:
-            return TiesState(np.full(vectors.n_experts, np.inf, np.float32), 1.0)
-        thresholds = kth_largest_magnitudes(vectors.sweep, rank, vectors.n_experts)
+            return TiesState(np.full(model.n_experts, np.inf, np.float32), 1.0)
+        thresholds = kth_largest_magnitudes(model.task_vectors, rank, model.n_experts)
         total = sum(
             float(sum_over_experts(_trim(piece, thresholds)).sign().sum())
-            for piece in vectors.sweep()
+            for piece in model.task_vectors()
         )
         return TiesState(thresholds, float(np.sign(total)))
 
-    def combine(
-        self, prepared: TiesState, task_vectors: torch.Tensor, coefficients: np.ndarray
-    ) -> torch.Tensor:
+    def combine(self, prepared: TiesState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Steps 2 and 3 on one piece."""
-        trimmed = _trim(task_vectors, prepared.thresholds)
+        trimmed = _trim(piece.task_vectors, prepared.thresholds)
         elected = sum_over_experts(trimmed).sign()
         elected = torch.where(elected == 0, prepared.majority, elected)
         agrees = (trimmed * elected) > 0

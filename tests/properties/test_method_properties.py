@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import awd_core as awd
 from awd_core.magnitude import kth_largest_magnitudes
-from awd_core.method import LinearMethod, MergeMethod, Vectors
+from awd_core.method import LinearMethod, MergeMethod
+from awd_core.vectors import Piece, TensorVectors, Vectors
 
 # TIES counts into 2^16 bins for each piece, however small: few examples, few pieces.
 FEW = settings(max_examples=12)
@@ -36,16 +37,20 @@ def build(kind: type[MergeMethod], density: float) -> MergeMethod:
 def run(
     method: MergeMethod, tau: np.ndarray, coefficients: np.ndarray, chunk: int | None = None
 ) -> np.ndarray:
-    """The merged task vector, with the vectors given in one piece or in many."""
+    """The merged task vector of a column, with its rows given in one piece or in many."""
     n_experts, n = tau.shape
-    ends = range(0, n, chunk or n)
+    vectors = torch.from_numpy(tau.copy())[:, :, None]
+    base = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
 
-    def pieces() -> Iterator[torch.Tensor]:
-        for start in ends:
-            yield torch.from_numpy(tau[:, None, start : start + (chunk or n)].copy())
+    def pieces() -> Iterator[Piece]:
+        for start in range(0, n, chunk or n):
+            stop = start + (chunk or n)
+            yield Piece("weight", start, base[start:stop], vectors[:, start:stop])
 
-    prepared = method.prepare(Vectors(n_experts, n, pieces))
-    return torch.cat([method.combine(prepared, p, coefficients)[0] for p in pieces()]).numpy()
+    tensor = TensorVectors("weight", (n, 1), n_experts, pieces, lambda index: vectors[index])
+    survey = method.survey(Vectors(n_experts, n, lambda: iter([tensor])))
+    prepared = method.prepare(survey, tensor)
+    return torch.cat([method.combine(prepared, p, coefficients)[:, 0] for p in pieces()]).numpy()
 
 
 def lambdas(method: MergeMethod, n_experts: int) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""What a merge method sees of the weights: streams of pieces that can be started anew.
+
+Task vectors here are what the recipe makes of them: with AWD they are `v_k = tau_k - delta`, with
+equalised norms they are scaled. A method does not know the difference.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from awd_core import layout
+from awd_core.gram import with_base
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole rows of one tensor. How a tensor is cut into pieces never changes a result.
+
+    Attributes:
+        name: The tensor's name in the state dict.
+        start: First row, in the tensor seen as a matrix: (shape[0], rest); a vector is one row.
+        base: theta_0, (rows, columns) float64.
+        task_vectors: (K, rows, columns) float64, in expert order.
+        seed: The recipe's, for methods that draw at random; see `awd_core.random_masks`.
+    """
+
+    name: str
+    start: int
+    base: torch.Tensor
+    task_vectors: torch.Tensor
+    seed: int = 0
+
+    @property
+    def stop(self) -> int:
+        """One past the last row."""
+        return self.start + self.base.shape[0]
+
+    @property
+    def offset(self) -> int:
+        """Position of the first element in the flattened tensor."""
+        return self.start * self.base.shape[1]
+
+
+@dataclass(frozen=True)
+class TensorVectors:
+    """The task vectors of one tensor.
+
+    Attributes:
+        name: Its name in the state dict.
+        shape: Its shape.
+        n_experts: K.
+        sweep: Starts a stream of pieces, first row to last.
+        matrix: The whole task vector of expert k, (rows, columns) float64; reads that expert only,
+            except where AWD has to read them all for delta, once.
+        seed: The recipe's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    n_experts: int
+    sweep: Callable[[], Iterator[Piece]]
+    matrix: Callable[[int], torch.Tensor]
+    seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What the tensor is for, from its name: `attention.q`, `norm`, `embedding`, ..."""
+        return layout.place(self.name).kind
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has exactly two axes."""
+        return len(self.shape) == 2
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of one task vector."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def task_vectors(self) -> Iterator[torch.Tensor]:
+        """The (K, rows, columns) part of every piece."""
+        return (piece.task_vectors for piece in self.sweep())
+
+    def matrices(self) -> Iterator[torch.Tensor]:
+        """The whole task vectors, one expert after the other."""
+        return (self.matrix(index) for index in range(self.n_experts))
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """Inner products of theta_0 (index 0) and every task vector, (K + 1, K + 1) float64.
+
+        Cost: one sweep.
+        """
+        return with_base((piece.base, piece.task_vectors) for piece in self.sweep())
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The task vectors of a whole model.
+
+    Attributes:
+        n_experts: K.
+        n_elements: Elements of one task vector; tensors that no expert changes count as zeros.
+        tensors: Starts a stream of every tensor that an expert changes, in file order.
+    """
+
+    n_experts: int
+    n_elements: int
+    tensors: Callable[[], Iterator[TensorVectors]]
+
+    def sweep(self) -> Iterator[Piece]:
+        """Every piece of every tensor, in file order."""
+        for tensor in self.tensors():
+            yield from tensor.sweep()
+
+    def task_vectors(self) -> Iterator[torch.Tensor]:
+        """The (K, rows, columns) part of every piece."""
+        return (piece.task_vectors for piece in self.sweep())
