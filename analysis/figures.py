@@ -18,8 +18,8 @@ from analysis.lines_and_bars import (
     retained_bars,
     share_lines,
 )
-from analysis.matrices import cosine_matrices
-from analysis.scales import symmetric_limit
+from analysis.matrices import cosine_matrices, pair_matrices
+from analysis.scales import by_size, symmetric_limit, without_diagonal
 from analysis.theme import DARK, LIGHT, Theme
 
 __all__ = [
@@ -28,14 +28,17 @@ __all__ = [
     "Theme",
     "accuracy_bars",
     "alpha_path_lines",
+    "by_size",
     "cosine_matrices",
     "loss_trace",
     "norms_heatmap",
     "pair_block_heatmap",
+    "pair_matrices",
     "pair_order",
     "redundant_norm_bars",
     "retained_bars",
     "share_lines",
     "sign_heatmap",
     "symmetric_limit",
+    "without_diagonal",
 ]

@@ -140,7 +140,7 @@ def norms_heatmap(
     colouring = Colouring(0, high, theme.sequential, f"{word}, range 0 to {high:g}", word, 5)
     height = 110 + 24 * max(len(experts), 4)
     labels = [short(name, 18) for name in experts]
-    return _cells(values, experts, labels, blocks, colouring, title, theme, "norms", height)
+    return cells(values, experts, labels, blocks, colouring, title, theme, "norms", height)
 
 
 def pair_order(table: pd.DataFrame, column: str = "cosine") -> list[str]:
@@ -178,7 +178,7 @@ def _pairs(
     experts = table[["expert_i", "expert_j"]].iloc[:: max(1, len(parts))].to_numpy()
     labels = [pair_label(*(short(name, 12) for name in experts[number])) for number in ranked]
     height = 110 + 20 * max(len(order), 4)
-    return _cells(
+    return cells(
         values[ranked], list(order), labels, parts, colouring, title, theme, "pairs", height
     )
 
@@ -192,7 +192,7 @@ def _grid(table: pd.DataFrame, column: str) -> tuple[np.ndarray, list[str], list
     return values.reshape(len(pairs), len(parts)), pairs, parts
 
 
-def _cells(
+def cells(
     values: np.ndarray,
     names: Sequence[str],
     labels: Sequence[str],
@@ -203,7 +203,19 @@ def _cells(
     key: str,
     height: int,
 ) -> go.Figure:
-    """Rows of cells over the parts of the model, each with a marker that can be selected."""
+    """Rows of cells over the parts of the model, each with a marker that can be selected.
+
+    Args:
+        values: (rows, columns); NaN where there is no number.
+        names: Of the rows, in full.
+        labels: What stands beside the rows.
+        columns: Parts of the model.
+        colouring: How numbers become colours.
+        title: What is seen.
+        theme: Of the page.
+        key: Zoom survives a redraw under the same key.
+        height: In pixels.
+    """
     trace = {
         "type": "heatmap",
         "x": list(columns),

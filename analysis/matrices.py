@@ -17,6 +17,8 @@ from analysis.theme import LIGHT, Theme
 
 # Above this many experts a number finds no room in its cell; it stays in the cell's title.
 MOST_NUMBERED = 16
+# On a scale shorter than this, up to so many experts, numbers have a third decimal.
+NARROW, MOST_WITH_THREE = 0.12, 10
 # WCAG's relative luminance at which black and white text contrast equally with a colour.
 MIDDLE_LUMINANCE = 0.179
 
@@ -58,7 +60,23 @@ def cosine_matrices(
     """
     if limit is None:
         limit = symmetric_limit(*matrices.values(), percentile=100)
-    colouring = cosine_colouring(limit, theme)
+    return pair_matrices(matrices, cosine_colouring(limit, theme), title, theme)
+
+
+def pair_matrices(
+    matrices: Mapping[str, pd.DataFrame],
+    colouring: Colouring,
+    title: str,
+    theme: Theme = LIGHT,
+) -> str:
+    """The same for any measure of pairs, with its own colours.
+
+    Args:
+        matrices: Heading -> K x K, from `overview.matrix_of`.
+        colouring: From `overview.colouring`.
+        title: What is seen; also its name for screen readers.
+        theme: Of the page.
+    """
     found = "".join(_table(name, matrix, colouring, theme) for name, matrix in matrices.items())
     values = np.stack([off_diagonal(matrix) for matrix in matrices.values()])
     return (
@@ -94,13 +112,15 @@ def _cells(
 ) -> str:
     """The cells of one row."""
     cells = []
+    narrow = colouring.high - colouring.low < NARROW and len(values) <= MOST_WITH_THREE
+    digits = 3 if narrow else 2
     for column, value in enumerate(values):
         if np.isnan(value):
             word = "" if row == column else ' title="not moved by both experts"'
             cells.append(f'<td{word} style="background:{theme.empty}"></td>')
             continue
         text = "#FFFFFF" if _luminance(colours[column]) < MIDDLE_LUMINANCE else "#000000"
-        shown = _two_decimals(value) if len(values) <= MOST_NUMBERED else ""
+        shown = _written(value, digits) if len(values) <= MOST_NUMBERED else ""
         background = "#{:02x}{:02x}{:02x}".format(*colours[column])
         cells.append(
             f'<td title="{colouring.word} {value:.{colouring.digits}f}"'
@@ -110,9 +130,9 @@ def _cells(
     return "".join(cells)
 
 
-def _two_decimals(value: float) -> str:
+def _written(value: float, digits: int) -> str:
     """`−0.05`; what rounds to zero has no sign."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _scale(colouring: Colouring, theme: Theme, values: np.ndarray) -> str:

@@ -62,6 +62,16 @@ def off_diagonal(matrix: pd.DataFrame) -> np.ndarray:
     return values
 
 
+def without_diagonal(matrix: pd.DataFrame) -> pd.DataFrame:
+    """A K x K table with NaN on its diagonal."""
+    return pd.DataFrame(off_diagonal(matrix), index=matrix.index, columns=matrix.columns)
+
+
+def by_size(frame: pd.DataFrame) -> list[str]:
+    """Rows by their mean |value|, largest first, rows without a number last."""
+    return list(frame.abs().mean(axis=1).sort_values(ascending=False, kind="stable").index)
+
+
 def _values(table: pd.DataFrame, column: str) -> np.ndarray:
     if column in table.columns:
         return np.asarray(table[column], dtype=np.float64)

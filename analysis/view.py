@@ -18,7 +18,8 @@ from awd_core.disentangle.objective import SWALLOWED
 from awd_core.signs import DENSITIES, SignCounts
 from awd_core.study import Study
 
-Scope = Literal["model", "block", "kind", "tensor"]
+# `cell`: the tensors of one kind in one block.
+Scope = Literal["model", "block", "kind", "tensor", "cell"]
 SCOPES: tuple[Scope, ...] = ("model", "block", "kind", "tensor")
 When = Literal["before", "after"]
 
@@ -71,6 +72,7 @@ class View:
             "block": tuple(tensor.block for tensor in tensors),
             "kind": tuple(tensor.kind for tensor in tensors),
             "tensor": tuple(tensor.name for tensor in tensors),
+            "cell": tuple(f"{tensor.block}, {tensor.kind}" for tensor in tensors),
         }
 
     def labels(self, scope: Scope) -> tuple[str, ...]:

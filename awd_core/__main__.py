@@ -216,6 +216,19 @@ def merge(
     _print_result({"merged": str(folder)}, as_json)
 
 
+@app.command("export-study")
+def export_study(
+    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: x.awdstudy.")],
+    as_json: AsJson = False,
+) -> None:
+    """Pack a study into one file that opens anywhere, without the weights."""
+    from awd_core import archive
+
+    written = archive.export_study(awd.open_study(study), output)
+    _print_result({"written": str(written), "bytes": written.stat().st_size}, as_json)
+
+
 @app.command()
 def convert(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],

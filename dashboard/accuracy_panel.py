@@ -29,7 +29,7 @@ def accuracy_panel(study: Study, setting: Setting) -> None:
     if not evaluations.is_zoo(study):
         st.info(
             "The tasks that come with AWD Studio belong to the zoo's experts. Export this merge on"
-            " the page Ship and evaluate it on your own tasks.",
+            " page Merge and evaluate it on your own tasks.",
             icon=":material/info:",
         )
         return

@@ -15,22 +15,31 @@ st.set_page_config(
 )
 # Figures need the width that the wide layout leaves empty at both sides.
 st.html("<style>.stMainBlockContainer {padding-left: 2rem; padding-right: 2rem}</style>")
-page = st.navigation(
-    [
-        st.Page(
-            "views/interference.py", title="Interference", icon=":material/grid_on:", default=True
-        ),
-        st.Page("views/tune.py", title="Tune", icon=":material/tune:"),
-        st.Page("views/ship.py", title="Ship", icon=":material/rocket_launch:"),
-        st.Page("views/open.py", title="Open", icon=":material/folder_open:"),
-    ],
-    position="top",
+OPEN = st.Page("views/open.py", title="Open", icon=":material/folder_open:")
+PAGES = (
+    OPEN,
+    st.Page("views/interference.py", title="Interference", icon=":material/grid_on:", default=True),
+    st.Page("views/tune.py", title="Tune", icon=":material/tune:"),
+    st.Page("views/merge.py", title="Merge", icon=":material/merge:"),
 )
-try:
-    study = state.open_study()
-    study, setting = controls.sidebar(study)
-    state.remember(study, setting)
+page = st.navigation(PAGES, position="top")
+
+
+def show_page() -> None:
+    """Open the study, read the sidebar, draw the page."""
+    try:
+        study, setting = controls.sidebar(state.open_study())
+        state.remember(study, setting)
+    except state.CoreError as error:
+        state.show_error(error)
+        if page != OPEN:
+            st.page_link(OPEN, label="Open another study")
+            return
     page.run()
+
+
+try:
+    show_page()
     settle_server()
 except state.CoreError as error:
     state.show_error(error)

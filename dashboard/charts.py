@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis import figures
+from analysis.measure import Measure
+from analysis.overview import Range, colouring
 from analysis.tables import MODEL, matrix
 from analysis.theme import Theme
 from analysis.view import View
@@ -38,6 +41,11 @@ def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:
     """Draw a figure with the tools that are of use, and the rest hidden."""
     config = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
     st.plotly_chart(figure, key=key, alt=alt, theme=None, config=config, **options)
+
+
+def matrices(found: dict[str, pd.DataFrame], measure: Measure, ends: Range, title: str) -> None:
+    """Draw K x K matrices of one measure side by side, on one colour scale."""
+    st.html(figures.pair_matrices(found, colouring(measure, ends, theme()), title, theme()))
 
 
 def cosine_matrices(view: View, title: str, block: str | None = None, limit: float = 0.0) -> None:

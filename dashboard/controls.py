@@ -67,6 +67,7 @@ def _merge(
                 _default(knob),
                 help=knob.metadata["help"],
                 key=f"knob_{key}_{knob.name}",
+                bind="query-params",
             ),
         )
         for knob in method.knobs()
@@ -95,10 +96,21 @@ def _coefficients(study: Study, method: type[MergeMethod]) -> tuple[float, ...]:
     )
     with st.expander("λ for each expert"):
         apart = st.toggle(
-            "Set them one by one", key="apart", help="λ above is then the start for each."
+            "Set them one by one",
+            key="apart",
+            help="λ above is then the start for each.",
+            bind="query-params",
         )
         return tuple(
-            st.slider(label, -1.0, 2.0, one, state.COEFFICIENT_STEP, key=f"lambda_of_{label}")
+            st.slider(
+                label,
+                -1.0,
+                2.0,
+                one,
+                state.COEFFICIENT_STEP,
+                key=f"lambda_of_{label}",
+                bind="query-params",
+            )
             if apart
             else one
             for label in study.experts

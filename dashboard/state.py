@@ -1,6 +1,7 @@
 """What is open and what is set. The only file that names keys of the session state."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
 from awd_core.disentangle import AlphaPath, match_norm
 from awd_core.disentangle import alpha_path as solve_alpha_path
 from awd_core.method import LinearMethod, MergeMethod
+from dashboard import studies
 from dashboard.evaluations import Evaluator
 
 CoreError = AwdError
+# The parameter of a link that names the study, and what it calls the zoo.
+LINKED_STUDY, ZOO = "study", "zoo"
 
 # Range and step of the slider of lambda.
 COEFFICIENTS = (0.0, 2.0)
@@ -68,19 +72,57 @@ class Setting:
 
 
 def open_study() -> Study:
-    """The study of this session: chosen on the page Open, given at the start, or the zoo's."""
-    chosen = st.session_state.get("study_folder") or os.environ.get("AWD_STUDY")
-    if chosen:
-        return _study(chosen, _stamp(Path(chosen)))
-    evaluator()  # its process gets ready meanwhile
-    with st.spinner("Reading the task vectors of the zoo, once…", show_time=True):
-        return _zoo_study()
+    """The study of this session: chosen on page Open, named by the link, given, or the zoo's.
+
+    The address names it from then on, so that a pasted link opens the same one.
+
+    Raises:
+        AwdError: The link names a study that is not on this machine.
+    """
+    chosen = _chosen_study()
+    if chosen == ZOO:
+        evaluator()  # its process gets ready meanwhile
+        with st.spinner("Reading the task vectors of the zoo, once…", show_time=True):
+            study = _zoo_study()
+        _name_in_link(ZOO)
+    else:
+        study = _study(chosen, _stamp(Path(chosen)))
+        _name_in_link(studies.fingerprint(study))
+    return study
+
+
+def _chosen_study() -> str:
+    """The folder of this session's study, or `ZOO`."""
+    if chosen := st.session_state.get("study_folder"):
+        return chosen
+    linked = st.query_params.get(LINKED_STUDY)
+    if linked is None:
+        chosen = os.environ.get("AWD_STUDY", ZOO)
+    elif linked == ZOO:
+        chosen = ZOO
+    else:
+        folder = studies.find(linked)
+        if folder is None:
+            raise AwdError(
+                "This link shows a study that is not on this machine",
+                where="link",
+                received=f"study {linked}",
+                remedy="Drop its .awdstudy file on the page Open, or collect the same base and"
+                " experts here; then this link shows it.",
+            )
+        chosen = str(folder)
+    st.session_state["study_folder"] = chosen
+    return chosen
+
+
+def _name_in_link(name: str) -> None:
+    if st.query_params.get(LINKED_STUDY) != name:
+        st.query_params[LINKED_STUDY] = name
 
 
 def choose_study(folder: Path | None) -> None:
     """Open another study in this session; None is the zoo."""
-    folder = _zoo_study().path if folder is None else folder
-    st.session_state["study_folder"] = str(folder)
+    st.session_state["study_folder"] = ZOO if folder is None else str(folder)
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -202,6 +244,33 @@ def evaluator() -> Evaluator:
     found = Evaluator()
     found.start()
     return found
+
+
+def choose_part(block: str, kind: str | None) -> None:
+    """Look at a block, and at one kind of tensor in it; for the callback of a click."""
+    st.session_state["block"] = block
+    st.session_state["kind"] = kind
+    choose_tensor(None)
+
+
+def choose_tensor(name: str | None) -> None:
+    """Look at one tensor; None is all of the block. The link remembers it."""
+    if name is not None:
+        st.query_params["tensor"] = name
+    elif "tensor" in st.query_params:
+        del st.query_params["tensor"]
+
+
+def chosen_tensor() -> str | None:
+    """The one tensor that is looked at."""
+    return st.query_params.get("tensor")
+
+
+def forget_unless(key: str, options: Sequence[str]) -> None:
+    """Forget what a widget was set to when it is no longer on offer, as in another study."""
+    value = st.session_state.get(key)
+    if any(one not in options for one in (value if isinstance(value, list) else [value]) if one):
+        del st.session_state[key]
 
 
 def remember(study: Study, setting: Setting) -> None:

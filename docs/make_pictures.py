@@ -17,7 +17,7 @@ SHOTS = (
     ("interference-dark", "?granularity=row", 1440, "dark"),
     ("interference-narrow", "?granularity=row", 420, "light"),
     ("tune", "tune?granularity=row", 1440, "light"),
-    ("ship", "ship?granularity=row", 1440, "light"),
+    ("merge", "merge?granularity=row", 1440, "light"),
     ("open", "open", 1440, "light"),
 )
 

@@ -1,14 +1,15 @@
 """Interference: where which experts pull against each other, before and after AWD."""
 
-import pandas as pd
 import streamlit as st
 
 from analysis import figures, tables
+from analysis.overview import matrix_of, overview, overview_heatmap, shared_range
 from analysis.view import View
 from awd_core import Study
 from dashboard import state
-from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
+from dashboard.charts import chart, cosine_metric, matrices, theme
 from dashboard.latency import paint_first
+from dashboard.look import Look, Part, chosen_experts, chosen_look, chosen_part
 
 COSINE_HELP = (
     "cos(τᵢ, τⱼ) = ⟨τᵢ, τⱼ⟩ / (‖τᵢ‖ ‖τⱼ‖), over all weights of the block. 0: the two experts use"
@@ -62,80 +63,126 @@ def _findings(view: View) -> None:
 
 @st.fragment
 def _pictures(study: Study, view: View) -> None:
-    before, after = tables.pair_by_block(view, "before"), tables.pair_by_block(view, "after")
-    limit = figures.symmetric_limit(before, after)
-    if st.session_state.get("block") not in study.blocks:
-        st.session_state["block"] = before.loc[before["cosine"].abs().idxmax(), "block"]
     left, right = st.columns([5, 4], gap="large")
+    with left:
+        look = chosen_look()
     with right:
-        block = st.select_slider(
-            "Block", study.blocks, key="block", help="Or click a cell of the heatmap."
-        )
-        cosine_matrices(view, f"Every two experts in {block}", block, limit)
+        scrubber = st.container()
+        first, second = st.columns(2)
+        with scrubber:
+            part = chosen_part(study, view, first)
+        experts = chosen_experts(study, second)
+        _matrices(view, look, part, experts)
     paint_first()
     with left:
-        _overview(before, after, limit)
-    _tensors(view, block)
-    _more(view)
+        _overview(view, look, experts)
+    _tensors(view, part)
 
 
-def _overview(before: pd.DataFrame, after: pd.DataFrame, limit: float) -> None:
-    when = (
-        st.segmented_control(
-            "Task vectors",
-            ("before", "after"),
-            default="before",
-            required=True,
-            format_func=lambda when: f"{when} AWD",
-            key="when",
-        )
-        or "before"
-    )
+def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> None:
+    """K x K numbers of the chosen part, before and after AWD, on the overview's colour scale."""
+    measure = look.pair_measure
+    found = {
+        heading: matrix_of(view, one, part.scope, part.label).loc[experts, experts]
+        for heading, one in measure.headings
+    }
+    everywhere = [overview(view, one, "pairs") for _, one in measure.headings]
+    ends = shared_range(measure.before, *everywhere, *map(figures.without_diagonal, found.values()))
+    matrices(found, measure.before, ends, f"{measure.title}: every two experts in {part.words}")
+
+
+def _overview(view: View, look: Look, experts: list[str]) -> None:
+    measure = look.measure
+    frames = [overview(view, one, look.rows) for _, one in measure.headings]
+    ends = shared_range(measure.before, *frames)
+    frame = frames[-1 if look.after else 0]
+    if look.rows == "pairs":
+        frame = frame.loc[figures.by_size(frames[0])]
+        kept = [pair for pair in frame.index if set(pair.split(" × ")) <= set(experts)]
+        frame = frame.loc[kept]
+    elif look.rows == "experts":
+        frame = frame.loc[experts]
+    else:
+        frame = frame.dropna(how="all")
+    when = ", after AWD" if look.after else ", before AWD" if measure.after else ""
     chart(
-        figures.pair_block_heatmap(
-            after if when == "after" else before,
-            limit,
-            f"Cosine of each pair in each block, {when} AWD",
-            theme(),
-            order=figures.pair_order(before),
+        overview_heatmap(
+            frame, look.shown, ends, f"{measure.title}, {look.rows} by block{when}", theme()
         ),
-        "pairs",
-        "Heatmap of the cosine between task vectors: pairs of experts by blocks of the model."
+        "overview",
+        f"Heatmap of {measure.title}: {look.rows} of the model by its blocks."
         " The same numbers are in the table below.",
-        on_select=_choose_block,
+        on_select=_choose_cell,
         selection_mode="points",
     )
-    st.caption("Grey: not moved by both experts. A click on a cell shows its block.")
+    st.caption(
+        "A click on a cell shows its block at the right. Grey: nothing to compare. "
+        + look.shown.reading
+    )
+    with st.expander("The numbers, and what they are", icon=":material/table:"):
+        st.latex(look.shown.formula)
+        st.caption(f"Unit: {look.shown.unit}. Source: {look.shown.source}.")
+        st.dataframe(
+            frame,
+            key="overview_numbers",
+            on_select=lambda: _choose_in_table(list(frame.index), look.rows),
+            selection_mode="single-cell",
+            alt=f"{measure.title}: {look.rows} in rows, blocks in columns.",
+        )
+        st.caption("By keyboard: arrow keys move through the table, the block follows.")
 
 
-def _choose_block() -> None:
-    """A click on a cell of the heatmap chooses its block."""
-    points = st.session_state["pairs"]["selection"]["points"]
+def _choose_cell() -> None:
+    """A click on a cell of the heatmap chooses its block, and its kind where it has one."""
+    points = st.session_state["overview"]["selection"]["points"]
     if points:
-        st.session_state["block"] = points[0]["customdata"][1]
+        row, block, _ = points[0]["customdata"]
+        state.choose_part(block, row if st.session_state.get("rows") == "kinds" else None)
 
 
-def _tensors(view: View, block: str) -> None:
-    st.subheader(f"Tensors of {block}")
-    table = tables.tensor_table(view, block).dropna(subset=["cosine_before"])
+def _choose_in_table(names: list[str], rows: str) -> None:
+    """The same for a cell of the table."""
+    cells = st.session_state["overview_numbers"]["selection"]["cells"]
+    if cells:
+        row, block = cells[0]
+        state.choose_part(block, names[row] if rows == "kinds" else None)
+
+
+def _tensors(view: View, part: Part) -> None:
+    st.subheader(f"Tensors of {part.block}" + (f", {part.kind}" if part.kind else ""))
+    table = tables.tensor_table(view, part.block).dropna(subset=["cosine_before"])
+    if part.kind:
+        table = table.loc[table["kind"] == part.kind]
     if table.empty:
         st.caption("No two experts move the same tensor here.")
         return
-    prefix = _common_prefix(list(table["tensor"]))
-    table["tensor"] = table["tensor"].str.removeprefix(prefix)
-    shown = ("tensor", "cosine_before", "cosine_after", "redundant_norm", "kind", "shape")
+    table = table.sort_values(by="cosine_before", ascending=False)
+    names = list(table["tensor"])
+    prefix = _common_prefix(names)
+    shown = ("tensor", "cosine_before", "cosine_after", "cosine_by_chance", "redundant_norm")
     number = st.column_config.NumberColumn
     st.dataframe(
-        table.sort_values("cosine_before", ascending=False),
+        table.assign(tensor=[name.removeprefix(prefix) for name in names]),
+        key="tensors",
         hide_index=True,
-        column_order=shown,
+        on_select=lambda: _choose_tensor(names),
+        selection_mode="single-row",
+        column_order=(*shown, "kind", "shape"),
         column_config={
             "tensor": st.column_config.TextColumn("tensor"),
             "cosine_before": number("mean |cos| before", format="%.3f"),
             "cosine_after": number("mean |cos| after", format="%.3f"),
+            "cosine_by_chance": number("by chance", format="%.4f", help="√(2 / (π n))"),
             "redundant_norm": number("‖δ‖ / mean ‖τ‖", format="%.3f"),
         },
+        alt=f"The tensors of {part.block} with their mean cosines and redundant norms.",
     )
+    st.caption("Choose a row to see its K × K matrix above.")
+
+
+def _choose_tensor(names: list[str]) -> None:
+    rows = st.session_state["tensors"]["selection"]["rows"]
+    state.choose_tensor(names[rows[0]] if rows else None)
 
 
 def _common_prefix(names: list[str]) -> str:
@@ -148,37 +195,6 @@ def _common_prefix(names: list[str]) -> str:
             break
         shared += 1
     return names[0][: names[0].rfind(".", 0, shared) + 1]
-
-
-def _more(view: View) -> None:
-    # A toggle, not an expander: what is hidden is not worked out at every move of a slider.
-    if not st.toggle("Sign conflict, norms and all numbers", key="more"):
-        return
-    conflict, norms = st.columns(2, gap="large")
-    with conflict:
-        chart(
-            figures.sign_heatmap(tables.pair_sign_by_block(view), theme=theme()),
-            "signs",
-            "Heatmap of sign conflict: pairs of experts by blocks; one half is chance.",
-        )
-        st.caption(
-            "Share of weights on which two experts pull in opposite directions, among the"
-            " fifth of each tensor that each moves most. 0.5 is chance."
-        )
-    with norms:
-        chart(
-            figures.norms_heatmap(tables.norms_by_block(view), theme=theme()),
-            "norms",
-            "Heatmap of task-vector norms relative to the base: experts by blocks.",
-        )
-    st.dataframe(
-        tables.pair_by_block(view).merge(
-            tables.pair_by_block(view, "after"),
-            on=["pair", "expert_i", "expert_j", "block"],
-            suffixes=("_before", "_after"),
-        ),
-        hide_index=True,
-    )
 
 
 show()

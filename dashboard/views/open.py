@@ -7,7 +7,7 @@ import streamlit as st
 
 import awd_core as awd
 from awd_core import AwdError, files
-from dashboard import jobs, roots, state
+from dashboard import jobs, roots, state, studies
 from dashboard.job_panel import show_job
 
 
@@ -27,24 +27,16 @@ def _recent() -> None:
     if st.button("The zoo: 8 LoRA experts of a text encoder", icon=":material/pets:"):
         state.choose_study(None)
         st.rerun()
-    for folder in _studies():
+    for folder in studies.recent()[:8]:
         study = awd.open_study(folder)
         label = f"{study.base.label}: {', '.join(study.experts)}"
-        if st.button(label[:80], key=f"study_{folder.name}", icon=":material/analytics:"):
+        if st.button(label[:80], key=f"study_{folder}", icon=":material/analytics:"):
             state.choose_study(folder)
             st.rerun()
     path = st.text_input("Or a study folder", placeholder="path of a folder `awd collect` wrote")
     if path and st.button("Open study"):
-        folder = roots.allowed(path)
-        awd.open_study(folder)
-        state.choose_study(folder)
+        state.choose_study(studies.open_folder(path))
         st.rerun()
-
-
-def _studies() -> list[Path]:
-    markers = (files.home() / "studies").glob("*/complete")
-    newest = sorted(markers, key=lambda marker: marker.stat().st_mtime, reverse=True)
-    return [marker.parent for marker in newest[:8]]
 
 
 def _checkpoints() -> None:

@@ -25,8 +25,8 @@ def test_zoo_to_tuned_to_exported_to_verified(app_server: AppServer, page: Page)
     page.get_by_role("slider", name="Norm constraint α").focus()
     page.keyboard.press("ArrowLeft")
     expect(after).not_to_have_text(before, use_inner_text=True, timeout=SOON)
-    page.get_by_role("link", name="Ship").click()
-    expect(page.get_by_role("heading", name="Ship the merge")).to_be_visible(timeout=SOON)
+    page.get_by_role("link", name="Merge").click()
+    expect(page.get_by_role("heading", name="Write the merge")).to_be_visible(timeout=SOON)
     expect(page.get_by_text("alpha_relative: 0.05").first).to_be_visible(timeout=SOON)
     page.get_by_role("button", name="Export").click()
     expect(page.get_by_text("Export is done").first).to_be_visible(timeout=SOON)
@@ -68,7 +68,7 @@ def test_a_click_on_a_cell_chooses_its_block(app_server: AppServer, page: Page) 
 
 
 def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) -> None:
-    visit(page, app_server, "ship?granularity=tensor&lambda=0.5")
+    visit(page, app_server, "merge?granularity=tensor&lambda=0.5")
     expect(page.get_by_text("granularity: tensor").first).to_be_visible(timeout=SOON)
     expect(page.get_by_text("coefficient: 0.5").first).to_be_visible(timeout=SOON)
 
@@ -76,7 +76,7 @@ def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) ->
 def test_a_cancelled_export_leaves_nothing(
     app_server: AppServer, page: Page, tmp_path: Path
 ) -> None:
-    visit(page, app_server, "ship")
+    visit(page, app_server, "merge")
     target = tmp_path / "cancelled"
     page.get_by_role("textbox", name="Output folder").fill(str(target))
     page.keyboard.press("Enter")

@@ -1,6 +1,6 @@
 """Every page as a user meets it, without a browser: what is drawn is what the analysis says."""
 
-import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,29 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
-from analysis import tables
-from analysis.view import View
+from analysis import figures, tables
+from analysis.overview import overview, rows_for
 from awd_core import zoo
 from awd_core.disentangle import PRESETS, alpha_path, match_norm
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
+from awd_core.signs import DENSITIES
+from dashboard import studies
+from dashboard.look import SHOWN
 from tests.helpers import family
-from tests.html_tables import HtmlMatrix, read_matrices
-
-APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-PAGES = ("interference", "tune", "ship", "open")
-SECONDS = 240
+from tests.screens.pages import (
+    APP,
+    SECONDS,
+    START,
+    figure,
+    linked,
+    matrices,
+    numbers,
+    on,
+    overview_of,
+    press,
+    small_study,
+    view,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,47 +41,7 @@ def study(awd_home: Path) -> awd.Study:
     return awd.collect(awd.open_checkpoint("zoo:base"), experts)
 
 
-def on(page: str) -> AppTest:
-    """The app on one page, drawn once."""
-    test = AppTest.from_file(APP, default_timeout=SECONDS).run()
-    return test.switch_page(f"views/{page}.py").run()
-
-
-def figure(test: AppTest, key: str) -> dict[str, Any]:
-    """The figure drawn under this key."""
-    charts = [chart.proto for chart in test.get("plotly_chart")]
-    found = [proto for proto in charts if proto.id.endswith(f"-{key}")]
-    assert found, f"no chart {key!r} among {[proto.id for proto in charts]}"
-    return json.loads(found[0].spec)
-
-
-def numbers(values: Any) -> np.ndarray:
-    """An array of a figure, whether it was sent as base64 or as a list."""
-    if not isinstance(values, dict):
-        return np.array(values, dtype=float)
-    import base64
-
-    array = np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
-    shape = [int(size) for size in values["shape"].split(",")] if "shape" in values else [-1]
-    return array.reshape(shape).astype(float)
-
-
-def matrices(test: AppTest) -> list[HtmlMatrix]:
-    """The matrices of cosines on the page: before and after AWD."""
-    found = [read_matrices(html.proto.body) for html in test.get("html")]
-    return [matrix for some in found for matrix in some]
-
-
-def view(study: awd.Study, coefficient: float = 0.3, **settings: Any) -> View:
-    solved = awd.disentangle(study, **settings)
-    return View(study, solved, np.full(study.n_experts, coefficient))
-
-
-def press(test: AppTest, label: str) -> None:
-    next(button for button in test.button if button.label == label).click().run()
-
-
-START = {"granularity": "model", "alpha_relative": 0.1, "lr_relative": 0.01}
+PAGES = ("interference", "tune", "merge", "open")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -81,13 +53,44 @@ def test_every_page_opens_on_the_zoo_without_a_click(page: str) -> None:
 
 
 def test_the_overview_shows_the_cosine_of_every_pair_in_every_block(study: awd.Study) -> None:
-    drawn = figure(on("interference"), "pairs")["data"][0]
+    test = on("interference")
     table = tables.pair_by_block(view(study, **START))
     expected = table.pivot_table(
         index="pair", columns="block", values="cosine", sort=False, dropna=False
-    ).loc[drawn["y"], drawn["x"]]
-    np.testing.assert_allclose(numbers(drawn["z"]), expected, atol=1e-6)
-    assert drawn["zmin"] == -drawn["zmax"]
+    )
+    drawn = overview_of(test)
+    assert list(drawn.index) == figures.pair_order(table)
+    np.testing.assert_allclose(drawn, expected.loc[drawn.index, drawn.columns], atol=1e-6)
+    heatmap = figure(test, "overview")["data"][0]
+    assert heatmap["zmin"] == -heatmap["zmax"]
+
+
+@pytest.mark.parametrize("key", SHOWN)
+def test_every_measure_is_drawn_with_its_rows_on_one_scale(study: awd.Study, key: str) -> None:
+    test = on("interference")
+    test.selectbox(key="measure").set_value(key).run()
+    shown = view(study, **START)
+    measure = SHOWN[key]
+    for rows in rows_for(measure.before):
+        if test.button_group(key="rows").value != rows:
+            test.button_group(key="rows").set_value(rows).run()
+        scales = set()
+        for when, one in (("before", measure.before), ("after", measure.after)):
+            if one is None:
+                continue
+            if measure.after is not None:
+                test.button_group(key="when").set_value(when).run()
+            assert not test.exception
+            expected = overview(shown, one, rows)
+            drawn = overview_of(test)
+            np.testing.assert_allclose(
+                drawn, expected.loc[drawn.index, drawn.columns], rtol=1e-5, atol=1e-6
+            )
+            left_out = expected.drop(index=drawn.index)
+            assert left_out.isna().to_numpy().all()
+            heatmap = figure(test, "overview")["data"][0]
+            scales.add((heatmap["zmin"], heatmap["zmax"]))
+        assert len(scales) == 1
 
 
 @pytest.mark.parametrize("granularity", ["model", "block", "tensor", "row"])
@@ -133,7 +136,7 @@ def test_lambda_changes_the_merged_norm_and_solves_nothing_anew(study: awd.Study
 
 
 def test_lambda_for_each_expert_reaches_the_recipe() -> None:
-    test = on("ship")
+    test = on("merge")
     test.toggle(key="apart").set_value(True).run()
     test.slider(key="lambda_of_library").set_value(0.75).run()
     recipe = awd.Recipe.from_yaml(test.code[0].value)
@@ -144,13 +147,13 @@ def test_lambda_for_each_expert_reaches_the_recipe() -> None:
 
 def set_awd(test: AppTest) -> awd.Settings | None:
     """AWD's settings as the recipe of this session has them."""
-    return awd.Recipe.from_yaml(test.switch_page("views/ship.py").run().code[0].value).disentangle
+    return awd.Recipe.from_yaml(test.switch_page("views/merge.py").run().code[0].value).disentangle
 
 
 @pytest.mark.parametrize("key", PRESETS)
 def test_a_preset_is_solved_exactly_and_shown_by_the_sliders(key: str) -> None:
     preset = PRESETS[key]
-    test = on("ship")
+    test = on("merge")
     test.selectbox(key="preset").set_value(key).run()
     assert not test.exception
     assert set_awd(test) == preset.settings
@@ -166,7 +169,7 @@ def test_a_preset_is_solved_exactly_and_shown_by_the_sliders(key: str) -> None:
 
 
 def test_sliders_change_single_fields_of_a_preset() -> None:
-    test = on("ship")
+    test = on("merge")
     test.selectbox(key="preset").set_value("row").run()
     test.select_slider(key="steps").set_value(30).run()
     assert set_awd(test) == awd.Settings.preset("row", steps=30)
@@ -176,7 +179,7 @@ def test_sliders_change_single_fields_of_a_preset() -> None:
 
 
 def test_the_start_values_can_be_had_back() -> None:
-    test = on("ship")
+    test = on("merge")
     before = set_awd(test)
     assert before == awd.Settings(**START)
     test.selectbox(key="preset").set_value("norm-bounded").run()
@@ -248,7 +251,7 @@ def test_alpha_crit_and_knee_are_said_at_the_slider(study: awd.Study) -> None:
     path = alpha_path(study)
     assert path.knee is not None
     knee = path.alpha[path.knee]
-    test = on("ship")
+    test = on("merge")
     said = [text.value for text in test.sidebar.caption]
     assert any(
         f"α_crit = {path.critical:.3g}" in text and f"{knee / path.critical:.2g} α_crit" in text
@@ -330,7 +333,7 @@ def test_equalised_norms_reach_figures_and_recipe(study: awd.Study) -> None:
     after = tables.matrix(expected, when="after").to_numpy(copy=True)
     np.fill_diagonal(after, np.nan)
     np.testing.assert_allclose(matrices(test)[1].array, after, atol=1e-8)
-    test.switch_page("views/ship.py").run()
+    test.switch_page("views/merge.py").run()
     assert awd.Recipe.from_yaml(test.code[0].value).equalise_norms
 
 
@@ -344,7 +347,7 @@ def test_awd_off_leaves_the_task_vectors_alone() -> None:
 
 @pytest.mark.parametrize("method", ["average", "ties"])
 def test_other_methods_have_their_own_recipe(method: str) -> None:
-    test = on("ship")
+    test = on("merge")
     test.selectbox(key="method").set_value(method).run()
     assert not test.exception
     assert awd.Recipe.from_yaml(test.code[0].value).method == method
@@ -353,22 +356,93 @@ def test_other_methods_have_their_own_recipe(method: str) -> None:
 def test_block_slider_shows_the_tensors_of_the_block(study: awd.Study) -> None:
     test = on("interference")
     test.select_slider(key="block").set_value("block 3").run()
-    shown = test.dataframe[0].value
+    shown = test.dataframe(key="tensors").value
     moved = [t for t in study.tensors if t.block == "block 3" and study.gram(t.name).any()]
     assert len(shown) == len(moved)
 
 
-def test_sign_conflict_and_norms_are_shown_on_request(study: awd.Study) -> None:
+def test_a_measure_of_pairs_fills_the_matrices_of_a_kind(study: awd.Study) -> None:
     test = on("interference")
-    assert not any("-signs" in chart.proto.id for chart in test.get("plotly_chart"))
-    test.toggle(key="more").set_value(True).run()
-    drawn = figure(test, "signs")["data"][0]
-    table = tables.pair_sign_by_block(view(study, **START))
-    expected = table.pivot_table(
-        index="pair", columns="block", values="conflict", sort=False, dropna=False
-    ).loc[drawn["y"], drawn["x"]]
-    np.testing.assert_allclose(numbers(drawn["z"]), expected, atol=1e-6)
-    assert figure(test, "norms")
+    test.selectbox(key="measure").set_value("sign_conflict").run()
+    test.select_slider(key="block").set_value("block 3").run()
+    test.selectbox(key="kind").set_value("mlp.up").run()
+    (drawn,) = matrices(test)
+    inside = [
+        position
+        for position, tensor in enumerate(study.tensors)
+        if (tensor.block, tensor.kind) == ("block 3", "mlp.up")
+    ]
+    agreement = study.signs.agreement[inside, DENSITIES.index(1.0)].sum(0)
+    overlap = study.signs.overlap[inside, DENSITIES.index(1.0)].sum(0)
+    expected = (1 - agreement / overlap) / 2
+    np.fill_diagonal(expected, np.nan)
+    np.testing.assert_allclose(drawn.array, expected, atol=1e-8)
+
+
+def test_experts_can_be_left_out_of_every_picture() -> None:
+    test = on("interference")
+    test.multiselect(key="experts").set_value(["torch_area", "library", "exception"]).run()
+    assert matrices(test)[0].columns == ["library", "exception", "torch_area"]
+    assert set(overview_of(test).index) == {
+        "library × exception",
+        "library × torch_area",
+        "exception × torch_area",
+    }
+
+
+def test_a_link_reopens_the_view(study: awd.Study) -> None:
+    tensor = next(t.name for t in study.tensors if (t.block, t.kind) == ("block 2", "mlp.down"))
+    test = linked(
+        measure="Sign conflict",
+        rows="kinds",
+        block="block 2",
+        kind="mlp.down",
+        tensor=tensor,
+        study="zoo",
+    )
+    assert not test.exception
+    assert test.selectbox(key="measure").value == "sign_conflict"
+    assert test.button_group(key="rows").value == "kinds"
+    assert test.select_slider(key="block").value == "block 2"
+    assert test.selectbox(key="kind").value == "mlp.down"
+    position = [t.name for t in study.tensors].index(tensor)
+    level = DENSITIES.index(1.0)
+    agreement = study.signs.agreement[position, level]
+    expected = (1 - agreement / study.signs.overlap[position, level]) / 2
+    np.fill_diagonal(expected, np.nan)
+    np.testing.assert_allclose(matrices(test)[0].array, expected, atol=1e-8)
+
+
+def test_a_link_sets_every_coefficient() -> None:
+    test = linked(apart="true", lambda_of_library="0.75", lambda_of_exception="-0.5")
+    code = test.switch_page("views/merge.py").run().code[0].value
+    recipe = awd.Recipe.from_yaml(code)
+    assert recipe.coefficients is not None
+    assert recipe.coefficients[0] == 0.75
+    assert recipe.coefficients[zoo.TASK_KEYS.index("exception")] == -0.5
+
+
+def test_the_address_names_the_study_and_finds_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert on("interference").query_params["study"] in ("zoo", ["zoo"])
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
+    own = small_study(tmp_path)
+    folder = studies.open_folder(str(own.path))
+    fingerprint = studies.fingerprint(own)
+    test = linked(study=fingerprint)
+    assert not test.error
+    assert any("3 experts" in text.value for text in test.sidebar.markdown)
+    shutil.rmtree(folder)
+    gone = linked(study=fingerprint)
+    assert "not on this machine" in gone.error[0].value
+    assert any(fingerprint in text.value for text in gone.markdown)
+    assert not gone.metric  # no numbers of another study in its place
+    gone.switch_page("views/open.py").run()
+    press(gone, "The zoo: 8 LoRA experts of a text encoder")
+    gone.switch_page("views/interference.py").run()
+    assert not gone.error
+    assert gone.metric
 
 
 def test_accuracy_appears_by_itself_and_is_that_of_the_recipe(study: awd.Study) -> None:
@@ -378,7 +452,7 @@ def test_accuracy_appears_by_itself_and_is_that_of_the_recipe(study: awd.Study) 
         assert time.monotonic() < deadline, "no accuracy appeared"
         time.sleep(0.5)
         test.run()
-    recipe = awd.Recipe.from_yaml(on("ship").code[0].value)
+    recipe = awd.Recipe.from_yaml(on("merge").code[0].value)
     found = evaluate_recipe(recipe, zoo.tasks(), "validation", LIVE_SAMPLE, study=study)
     shown = next(text.value for text in test.markdown if "mean accuracy" in text.value)
     assert f"**{mean_accuracy(found):.1%}** mean accuracy" in shown
@@ -425,13 +499,13 @@ def test_own_checkpoints_are_checked_collected_and_looked_at(
     assert any("3 experts" in text.value for text in test.markdown)
     test.switch_page("views/interference.py").run()
     assert not test.exception
-    assert len(figure(test, "pairs")["data"][0]["y"]) == 3
+    assert len(figure(test, "overview")["data"][0]["y"]) == 3
     test.switch_page("views/tune.py").run()
     assert any("belong to the zoo" in info.value for info in test.info)
 
 
 def test_export_over_an_existing_folder_says_so(tmp_path: Path) -> None:
-    test = on("ship")
+    test = on("merge")
     test.text_input[0].set_value(str(tmp_path)).run()
     press(test, "Export")
     assert "exists already" in test.error[0].value

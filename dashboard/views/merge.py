@@ -1,4 +1,4 @@
-"""Ship: what will be written, the export as a job, its verification, and the same as text."""
+"""Merge: what will be written, the export as a job, its verification, and the same as text."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def show() -> None:
     """Draw the page."""
     study, setting = state.current()
     recipe = setting.recipe(study)
-    st.title("Ship the merge")
+    st.title("Write the merge")
     st.caption("An ordinary Hugging Face folder, written in the background, whole or not at all.")
     left, right = st.columns([3, 2], gap="large")
     with left:

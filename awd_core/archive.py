@@ -1,0 +1,112 @@
+"""A study as one file to hand to somebody: `.awdstudy`, a zip without weights."""
+
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from awd_core import files
+from awd_core.errors import OutputError, StudyError
+from awd_core.study import MARKER, Study, open_study
+
+SUFFIX = ".awdstudy"
+# What a study consists of: plain names, numbers and text, nothing that could run.
+_MEMBER = re.compile(r"[a-z_]+\.(json|jsonl|safetensors|parquet)|complete")
+MOST_BYTES = 8 << 30
+
+
+def export_study(study: Study, out: str | Path) -> Path:
+    """Write a study as one file.
+
+    Raises:
+        StudyError: The study was never written to a folder.
+        OutputError: `out` exists already, or cannot be written.
+    """
+    out = Path(out).expanduser().absolute()
+    if study.path is None:
+        raise StudyError("This study is not on disk", remedy="Collect it into a folder first.")
+    files.require_new(out)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            write_study(study.path, stream)
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(
+            "The study cannot be written",
+            where=out,
+            received=error.strerror or error,
+            remedy="Check that the folder is writable and the disk has space.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def write_study(folder: Path, stream: IO[bytes]) -> None:
+    """The files of a study folder as a zip, the marker last; equal studies give equal bytes."""
+    members = sorted(path for path in folder.iterdir() if _MEMBER.fullmatch(path.name))
+    members.sort(key=lambda path: path.name == MARKER)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in members:
+            entry = zipfile.ZipInfo(path.name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def import_study(stream: IO[bytes], name: str = "study.awdstudy") -> Study:
+    """Unpack a `.awdstudy` under AWD Studio's own folder and open it; weights are not needed.
+
+    Raises:
+        StudyError: Not such a file, one that holds anything else, or a damaged study.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            entries = archive.infolist()
+            _require_members(entries, name)
+            digest = archive.read(MARKER).decode("ascii")
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise _refused(name, "a marker that is no SHA-256")
+            folder = files.home() / "studies" / digest[:16]
+            if not (folder / MARKER).exists():
+                _unpack(archive, entries, folder)
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, EOFError) as error:
+        raise _refused(name, f"{type(error).__name__}: {error}") from error
+    study = open_study(folder)
+    if study.digest != digest:
+        shutil.rmtree(folder)
+        raise _refused(name, "a marker that belongs to another study")
+    return study
+
+
+def _unpack(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: Path) -> None:
+    files.require_space(folder, sum(entry.file_size for entry in entries))
+    with files.whole_folder(folder) as partial:
+        for entry in entries:
+            with archive.open(entry) as source, (partial / entry.filename).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        open_study(partial)
+
+
+def _require_members(entries: list[zipfile.ZipInfo], name: str) -> None:
+    names = [entry.filename for entry in entries]
+    for member in names:
+        if not _MEMBER.fullmatch(member) or names.count(member) > 1:
+            raise _refused(name, f"a member {member[:80]!r}")
+    if MARKER not in names:
+        raise _refused(name, f"no member {MARKER!r}")
+    if sum(entry.file_size for entry in entries) > MOST_BYTES:
+        raise _refused(name, f"more than {MOST_BYTES >> 30} GiB unpacked")
+
+
+def _refused(name: str, received: str) -> StudyError:
+    return StudyError(
+        "This is not a study",
+        where=name,
+        received=received,
+        expected=f"a {SUFFIX} file that `awd export-study` wrote",
+        remedy="Ask for the file again, or collect base and experts here.",
+    )
