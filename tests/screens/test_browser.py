@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.screens.conftest import AppServer
 
 pytestmark = pytest.mark.browser
-SOON = 60_000
+SOON = 120_000
 
 
 def visit(page: Page, server: AppServer, path: str = "") -> None:
