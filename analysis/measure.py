@@ -10,7 +10,7 @@ from analysis.view import SCOPES, Scope, View
 
 Per = Literal["part", "expert", "pair"]
 Direction = Literal["lower", "higher"]
-Needs = Literal["gram", "signs"]
+Needs = Literal["gram", "elements", "spectra"]
 Of = Callable[[View, Scope], np.ndarray]
 
 
@@ -27,7 +27,8 @@ class Measure:
         unit: `1` for a pure number.
         per: Whether there is one value for each part, each expert or each pair of experts.
         better: Which direction is better; None where neither is as such.
-        needs: What of the study it is made from; `gram` is exact for every linear merge.
+        needs: What of the study it is made from; `gram` is exact for every linear merge, the
+            others are of the task vectors before AWD. `spectra` is a level collected on demand.
         baseline: Value for random directions or fair coins; None where there is none.
         source: Paper, or `ours`.
         of: The values for all parts of a scope: (parts,), (parts, K) or (parts, K, K). NaN where

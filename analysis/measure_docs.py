@@ -26,7 +26,11 @@ takes no part there in any cosine, neither before AWD nor after.
 """
 
 _PER = {"part": "one number", "expert": "one number an expert", "pair": "one number a pair"}
-_NEEDS = {"gram": "Gram matrices", "signs": "sign Grams, of the task vectors before AWD"}
+_NEEDS = {
+    "gram": "Gram matrices",
+    "elements": "counts over elements, of the task vectors before AWD",
+    "spectra": "the spectra level (`awd collect --spectra`), of the task vectors before AWD",
+}
 
 
 def markdown() -> str:

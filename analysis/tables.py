@@ -63,7 +63,10 @@ def pair_by_tensor(view: View, block: str, when: When = "before") -> pd.DataFram
 
 
 def pair_sign_by_block(view: View, density: float = 0.2) -> pd.DataFrame:
-    """[pair, expert_i, expert_j, block, conflict]; 0.5 is chance, NaN where nothing overlaps."""
+    """[pair, expert_i, expert_j, block, conflict]; 0.5 is chance, NaN where nothing overlaps.
+
+    `density` is one of `awd_core.elements.DENSITIES`.
+    """
     conflict = sign_conflict.sign_conflict(view, "block", density)
     return _pairs_table(view, "block", "conflict", conflict)
 

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.arithmetic import diagonal
 from awd_core.disentangle import Disentangled, Moments, cosines
 from awd_core.disentangle.objective import SWALLOWED
-from awd_core.signs import DENSITIES, SignCounts
+from awd_core.elements import ElementCounts
 from awd_core.study import Study
 
 # `cell`: the tensors of one kind in one block.
@@ -125,20 +125,12 @@ class View:
         """`cos(v_i, v_j)`, (parts, K, K); NaN where a vector is zero, 1 on the diagonal."""
         return self._once(("cosines", scope, when), lambda: cosines(self.grams(scope, when)))
 
-    def signs(self, scope: Scope, density: float) -> SignCounts:
-        """Sign Grams of the task vectors' largest entries; agreement and overlap (parts, K, K).
-
-        Raises:
-            ValueError: The study was not collected at this density.
-        """
-        level = DENSITIES.index(density)
-        counts = self.study.signs
+    def elements(self, scope: Scope) -> ElementCounts:
+        """What was counted element by element, of the task vectors before AWD, in every part."""
+        counts = vars(self.study.elements).items()
         return self._once(
-            ("signs", scope, density),
-            lambda: SignCounts(
-                self.summed(counts.agreement[:, level], scope),
-                self.summed(counts.overlap[:, level], scope),
-            ),
+            ("elements", scope),
+            lambda: ElementCounts(**{name: self.summed(of, scope) for name, of in counts}),
         )
 
     def base_squares(self, scope: Scope) -> np.ndarray:

@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 
 from awd_core import files, layout
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
+from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
 from awd_core.gram import Grams, base_square, pack
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
-from awd_core.signs import DENSITIES, Magnitudes
 from awd_core.spectral import spectral_grams
 from awd_core.statistic import Statistic
 from awd_core.stream import CHUNK_ELEMENTS, Chunk, chunks, resolve_device
@@ -206,6 +206,8 @@ def study_digest(
         "exclude": [name for name in base.stored if name in excluded],
         "rows": rows,
         "densities": DENSITIES,
+        "mask_shares": MASK_SHARES,
+        "update_scales": UPDATE_SCALES,
     }
     if spectral:
         parts["spectral"] = True

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from awd_core import element_kernels
+
 N_BINS = 1 << 16
 
 
@@ -20,6 +22,10 @@ def magnitude_bits(vectors: torch.Tensor) -> torch.Tensor:
 
 def upper_histogram(vectors: torch.Tensor) -> np.ndarray:
     """Counts of the upper 16 bits of |v| per expert: (K, 65536) int64, for (K, ...) vectors."""
+    if vectors.device.type == "cpu" and vectors.dtype == torch.float64:
+        counts = np.zeros((len(vectors), N_BINS), dtype=np.int64)
+        element_kernels.upper_histogram(vectors.flatten(1).numpy(), counts)
+        return counts
     bits = magnitude_bits(vectors).flatten(1) >> 16
     return np.stack([torch.bincount(row, minlength=N_BINS).cpu().numpy() for row in bits])
 

@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from awd_core.elements import ElementCounts
 from awd_core.errors import StudyError
 from awd_core.gram import unpack
-from awd_core.signs import SignCounts
 
-SCHEMA = 1
+SCHEMA = 2
 STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
 SPECTRAL_GRAM = "spectral_gram.safetensors"
 EQUALISED = ":equalised"
@@ -77,7 +77,7 @@ class Study:
         exclude: Patterns of tensors that were left out.
         grams: `G_l[i, j] = <tau_i, tau_j>`, (tensors, K, K) float64.
         base_squared_norms: `||theta_0||^2`, (tensors,) float64.
-        signs: Sign Grams, each (tensors, densities, K, K) int64.
+        elements: What was counted element by element, each array with a leading axis of tensors.
         digest: SHA-256 of everything that decides the numbers.
         scales: What every task vector was multiplied with before anything else, (K,); None for the
             task vectors as they are. See `equalise_norms`.
@@ -90,7 +90,7 @@ class Study:
     exclude: tuple[str, ...]
     grams: np.ndarray
     base_squared_norms: np.ndarray
-    signs: SignCounts
+    elements: ElementCounts
     digest: str
     scales: np.ndarray | None = None
 
@@ -266,7 +266,7 @@ def open_study(path: str | Path) -> Study:
             exclude=tuple(description["exclude"]),
             grams=arrays["gram"],
             base_squared_norms=arrays["base_squared_norm"],
-            signs=SignCounts(arrays["sign_agreement"], arrays["sign_overlap"]),
+            elements=ElementCounts(**{name: arrays[name] for name in ElementCounts.shapes(1)}),
             digest=description["digest"],
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -22,7 +22,7 @@ from awd_core.disentangle import alpha_path
 from awd_core.disentangle.gram_solver import Descent, run
 from awd_core.disentangle.lanes import LANES
 from awd_core.disentangle.objective import gradient_coefficients
-from awd_core.signs import DENSITIES, SignCounts
+from awd_core.elements import ElementCounts
 from awd_core.study import SourceInfo, TensorInfo
 
 STEPS, ALPHA, LR = 300, 0.1, 0.01
@@ -138,7 +138,6 @@ def study_of(grams: np.ndarray) -> Study:
     """A study in memory, without weights."""
     n_tensors, n_experts = grams.shape[:2]
     source = SourceInfo("", "", "", "model", "")
-    counts = np.zeros((n_tensors, len(DENSITIES), n_experts, n_experts), dtype=np.int64)
     tensors = [
         TensorInfo(
             f"layer.{n // 12}.dense.{n}.weight", (64, 64), "float32", f"block {n // 12}", "x"
@@ -146,9 +145,9 @@ def study_of(grams: np.ndarray) -> Study:
         for n in range(n_tensors)
     ]
     sources = tuple(SourceInfo(f"expert {k}", "", "", "model", "") for k in range(n_experts))
-    signs = SignCounts(counts, counts)
+    counts = ElementCounts.zeros(n_experts, n_tensors)
     ones = np.ones(n_tensors)
-    return Study(Path(), source, sources, tuple(tensors), (), grams, ones, signs, "benchmark")
+    return Study(Path(), source, sources, tuple(tensors), (), grams, ones, counts, "benchmark")
 
 
 def main() -> None:

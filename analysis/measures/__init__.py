@@ -3,12 +3,16 @@
 from analysis.measure import Measure
 from analysis.measures import (
     cosine,
+    element_agreement,
+    energy_share,
     mean_absolute_cosine,
     merged_norm,
+    moved_elements,
     multiplier_share,
     redundant_norm,
     retained_signal,
     sign_conflict,
+    tall_masks,
     task_vector_norm,
 )
 
@@ -16,11 +20,15 @@ MEASURES: tuple[Measure, ...] = (
     *cosine.MEASURES,
     *mean_absolute_cosine.MEASURES,
     *sign_conflict.MEASURES,
+    *element_agreement.MEASURES,
+    *tall_masks.MEASURES,
+    *moved_elements.MEASURES,
     *task_vector_norm.MEASURES,
     *redundant_norm.MEASURES,
     *multiplier_share.MEASURES,
     *retained_signal.MEASURES,
     *merged_norm.MEASURES,
+    *energy_share.MEASURES,
 )
 
 BY_KEY: dict[str, Measure] = {measure.key: measure for measure in MEASURES}

@@ -1,5 +1,7 @@
 """Pairwise cosine, signed."""
 
+import numpy as np
+
 from analysis.measure import Measure
 
 _READING = (
@@ -35,4 +37,32 @@ COSINE_AFTER = Measure(
     of=lambda view, scope: view.cosines(scope, "after"),
 )
 
-MEASURES = (COSINE_BEFORE, COSINE_AFTER)
+ABSOLUTE_BEFORE = Measure(
+    key="absolute_cosine_before",
+    title="Absolute cosine of task vectors",
+    formula=r"|\cos(\tau_i, \tau_j)|",
+    reading="0: the two do not interfere. 1: one direction, the same way or opposed.",
+    unit="1",
+    per="pair",
+    better="lower",
+    needs="gram",
+    baseline=0.0,
+    source="Xiong et al., arXiv 2411.18729, Eq. 9",
+    of=lambda view, scope: np.abs(view.cosines(scope, "before")),
+)
+
+ABSOLUTE_AFTER = Measure(
+    key="absolute_cosine_after",
+    title="Absolute cosine of disentangled vectors",
+    formula=r"|\cos(\tau_i - \delta, \tau_j - \delta)|",
+    reading="0: the two do not interfere. 1: one direction, the same way or opposed.",
+    unit="1",
+    per="pair",
+    better="lower",
+    needs="gram",
+    baseline=0.0,
+    source="Xiong et al., arXiv 2411.18729, Eq. 9",
+    of=lambda view, scope: np.abs(view.cosines(scope, "after")),
+)
+
+MEASURES = (COSINE_BEFORE, COSINE_AFTER, ABSOLUTE_BEFORE, ABSOLUTE_AFTER)

@@ -5,12 +5,18 @@ import numpy as np
 from analysis.arithmetic import ratio
 from analysis.measure import Measure
 from analysis.view import Scope, View
+from awd_core.elements import DENSITIES
 
 
 def sign_conflict(view: View, scope: Scope, density: float) -> np.ndarray:
-    """`(1 - A_ij / B_ij) / 2` from the sign Grams, (parts, K, K); NaN where no entry overlaps."""
-    counts = view.signs(scope, density)
-    return (1.0 - ratio(counts.agreement, counts.overlap)) / 2.0
+    """`(1 - A_ij / B_ij) / 2` from the sign Grams, (parts, K, K); NaN where no entry overlaps.
+
+    Raises:
+        ValueError: The study was not collected at this density; see `awd_core.elements.DENSITIES`.
+    """
+    counts, level = view.elements(scope), DENSITIES.index(density)
+    agreement = ratio(counts.agreement[:, level], counts.overlap[:, level])
+    return (1.0 - agreement) / 2.0
 
 
 def _measure(key: str, title: str, density: float, which: str) -> Measure:
@@ -24,7 +30,7 @@ def _measure(key: str, title: str, density: float, which: str) -> Measure:
         unit="1",
         per="pair",
         better="lower",
-        needs="signs",
+        needs="elements",
         baseline=0.5,
         source="Yadav et al., TIES-Merging, arXiv 2306.01708, section 3, for pairs",
         of=lambda view, scope: sign_conflict(view, scope, density),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -13,7 +14,7 @@ from analysis.measure import Measure
 from analysis.measures import MEASURES
 from analysis.view import SCOPES, View
 from awd_core.disentangle import Granularity, Settings, solve
-from awd_core.signs import DENSITIES, SignCounts
+from awd_core.elements import DENSITIES, ElementCounts, count_as_tensors
 from awd_core.study import SourceInfo, Study, TensorInfo
 
 TENSORS = (
@@ -26,13 +27,22 @@ NUMBERS = st.one_of(st.just(0.0), st.integers(-512, 512).map(lambda n: n / 256))
 every_measure = pytest.mark.parametrize("one", MEASURES, ids=lambda one: one.key)
 
 
+def counts_of(vectors: np.ndarray) -> ElementCounts:
+    """Counts of (tensors, K, n) task vectors, without a trim, over a base of ones."""
+    n_tensors, n_experts, n = vectors.shape
+    counted = ElementCounts.zeros(n_experts, n_tensors)
+    floors = np.zeros((len(DENSITIES), n_experts), dtype=np.int32)
+    for position, tau in enumerate(vectors):
+        one = ElementCounts(**{name: array[position] for name, array in vars(counted).items()})
+        count_as_tensors(torch.ones(n, dtype=torch.float64), torch.from_numpy(tau), floors, one)
+        one.claims[:, 0] -= one.votes[0, 0, 0]
+    return counted
+
+
 def study_of(vectors: np.ndarray) -> Study:
     """A study of (tensors, K, n) task vectors, made in memory."""
-    signs = np.sign(vectors).astype(np.int64)
     source = SourceInfo("", "", "", "", "")
     inner = np.einsum("tin,tjn->tij", vectors, vectors)
-    both = [np.einsum("tin,tjn->tij", some, some) for some in (signs, np.abs(signs))]
-    agreement, overlap = (np.stack([counts] * len(DENSITIES), axis=1) for counts in both)
     n_elements = vectors.shape[2]
     return Study(
         path=None,
@@ -45,7 +55,7 @@ def study_of(vectors: np.ndarray) -> Study:
         exclude=(),
         grams=inner,
         base_squared_norms=np.array([4.0, 0.0, 1.0]),
-        signs=SignCounts(agreement, overlap),
+        elements=counts_of(vectors),
         digest=vectors.tobytes().hex(),
     )
 
@@ -81,11 +91,13 @@ def test_shape_and_range(one: Measure, view: View) -> None:
         assert found.shape == expected
         known = found[~np.isnan(found)]
         assert np.isfinite(known).all()
+        if one.key.endswith(("fraction", "density", "overlap", "agreement", "conflict")):
+            assert ((known >= 0) & (known <= 1)).all()
         if "cosine" in one.key or one.key == "alignment":
             assert (np.abs(known) <= 1 + 1e-9).all()
         if one.key.startswith("sign_conflict"):
             assert ((known >= 0) & (known <= 1)).all()
-        if "norm" in one.key or one.key.startswith("mean_absolute"):
+        if "norm" in one.key or "absolute" in one.key:
             assert (known >= 0).all()
 
 
@@ -100,12 +112,18 @@ def test_the_order_of_the_experts_does_not_matter(one: Measure, view: View, seed
         grams=solved.by_tensor.grams[:, order][:, :, order],
         products=solved.by_tensor.products[:, order],
     )
-    counts = view.study.signs
-    signs = SignCounts(
-        counts.agreement[..., order, :][..., order], counts.overlap[..., order, :][..., order]
+    counts = view.study.elements
+    with_sum = [*order, view.n_experts]
+    shuffled = replace(
+        counts,
+        agreement=counts.agreement[..., order, :][..., order],
+        overlap=counts.overlap[..., order, :][..., order],
+        shared_claims=counts.shared_claims[..., order, :][..., order],
+        moved=counts.moved[..., with_sum],
+        lost=counts.lost[..., with_sum],
     )
     other = View(
-        replace(view.study, signs=signs),
+        replace(view.study, elements=shuffled),
         replace(solved, span_coefficients=solved.span_coefficients[:, order], by_tensor=moments),
         view.multipliers[order],
     )

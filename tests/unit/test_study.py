@@ -15,7 +15,7 @@ import torch
 import awd_core as awd
 from awd_core.checkpoints import StoredTensor
 from awd_core.collect import tensor_statistics
-from awd_core.signs import DENSITIES
+from awd_core.elements import DENSITIES
 from awd_core.stream import Chunk
 from tests.helpers import BLOCKS, QUERY, SHAPES, Family, base_state, cancel_after, family, tree
 from tests.reference import merging
@@ -65,8 +65,8 @@ def test_sign_counts_equal_counts_over_explicit_vectors(tmp_path: Path, dtype: t
         position = study.index[name]
         for level, density in enumerate(DENSITIES if tau.size else ()):
             agreement, overlap = merging.sign_counts(tau.reshape(4, -1), density)
-            np.testing.assert_array_equal(study.signs.agreement[position, level], agreement)
-            np.testing.assert_array_equal(study.signs.overlap[position, level], overlap)
+            np.testing.assert_array_equal(study.elements.agreement[position, level], agreement)
+            np.testing.assert_array_equal(study.elements.overlap[position, level], overlap)
 
 
 def test_a_study_says_what_the_tensors_are(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_study_says_what_the_tensors_are(tmp_path: Path) -> None:
 
 def statistics(study: awd.Study) -> list[str]:
     """A hash of every array of a study."""
-    arrays = [study.grams, study.base_squared_norms, study.signs.agreement, study.signs.overlap]
+    arrays = [study.grams, study.base_squared_norms, *vars(study.elements).values()]
     rows = [study.row_gram(tensor.name) for tensor in study.tensors]
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays + rows]
 

@@ -1,0 +1,195 @@
+"""Statistics of single elements: signs, votes, TALL masks, updates that bfloat16 would lose.
+
+None of them follows from inner products. All are counts, gathered in the one pass over the weights.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from awd_core import element_kernels
+from awd_core.magnitude import N_BINS, bin_of_rank, magnitude_bits, upper_histogram
+from awd_core.statistic import Statistic
+from awd_core.stream import Chunk
+
+# Shares of the largest entries at which signs are compared; 0.2 is what TIES keeps by default.
+# Without trimming, noise near zero pushes every pair of experts to the chance level of one half.
+DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
+# lambda of TALL masks: the range that their authors search.
+MASK_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
+# Coefficients at which updates are rounded to bfloat16.
+UPDATE_SCALES = (1.0, 0.3, 0.1)
+
+
+@dataclass(frozen=True)
+class ElementCounts:
+    """Counts over the elements of one tensor, or of many: then every array has one axis more.
+
+    Attributes:
+        agreement: `A = S S^T`, S in {-1, 0, 1} the signs of what is kept at a density;
+            (densities, K, K) int64.
+        overlap: `B = |S| |S|^T`, elements that both experts move; (densities, K, K) int64.
+        votes: Elements that p experts move up and m move down, at [p, m];
+            (densities, K + 1, K + 1) int64.
+        claims: Elements that c experts claim by their TALL masks, among those that any expert
+            moves; (masks, K + 1) int64.
+        shared_claims: Elements that both experts claim; (masks, K, K) int64.
+        moved: Elements that an expert moves, and last those that the sum of all task vectors
+            moves; (K + 1,) int64.
+        lost: Of those, the ones where theta_0 and theta_0 + scale tau are the same bfloat16;
+            (scales, K + 1) int64.
+    """
+
+    agreement: np.ndarray
+    overlap: np.ndarray
+    votes: np.ndarray
+    claims: np.ndarray
+    shared_claims: np.ndarray
+    moved: np.ndarray
+    lost: np.ndarray
+
+    @classmethod
+    def shapes(cls, n_experts: int) -> dict[str, tuple[int, ...]]:
+        """The shape of every array, for one tensor."""
+        k = n_experts
+        return {
+            "agreement": (len(DENSITIES), k, k),
+            "overlap": (len(DENSITIES), k, k),
+            "votes": (len(DENSITIES), k + 1, k + 1),
+            "claims": (len(MASK_SHARES), k + 1),
+            "shared_claims": (len(MASK_SHARES), k, k),
+            "moved": (k + 1,),
+            "lost": (len(UPDATE_SCALES), k + 1),
+        }
+
+    @classmethod
+    def zeros(cls, n_experts: int, *leading: int) -> "ElementCounts":
+        """Nothing counted, with these axes in front."""
+        shapes = cls.shapes(n_experts).items()
+        return cls(**{name: np.zeros((*leading, *shape), np.int64) for name, shape in shapes})
+
+
+class Magnitudes(Statistic):
+    """A histogram of |tau_k| for every expert: what trimming needs to know before it can begin."""
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__(n_experts)
+        self.histogram = np.zeros((n_experts, N_BINS), dtype=np.int64)
+
+    @classmethod
+    def arrays(cls, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Those of the counts that follow; the histogram itself is not kept."""
+        return Elements.arrays(n_experts)
+
+    def part(self, chunk: Chunk) -> np.ndarray:
+        """Counts of one chunk."""
+        return upper_histogram(chunk.task_vectors)
+
+    def add(self, part: np.ndarray) -> None:
+        """Counts add up."""
+        self.histogram += part
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Nothing that is kept."""
+        return {}
+
+    def followed_by(self) -> "Elements | None":
+        """Counts of what is in or above the bin of each quantile."""
+        if not self.histogram[:, 1:].any():
+            return None
+        floors = [[_floor(row, density) for row in self.histogram] for density in DENSITIES]
+        return Elements(self.n_experts, np.array(floors, dtype=np.int32))
+
+
+class Elements(Statistic):
+    """Every count of `ElementCounts`, for one tensor.
+
+    The trim of density d keeps, per expert and tensor, the elements whose |tau| lies in or above
+    the histogram bin of the d-th quantile from the top: at least the share d, with a relative
+    resolution of 2^-7 in magnitude. An expert claims an element by its TALL mask where
+    `|tau_k| > lambda |sum_j tau_j - tau_k|` (Wang et al., arXiv 2405.07813, section 3).
+
+    Args:
+        n_experts: K, at most 254.
+        floors: Smallest float32 bit pattern kept, (densities, K) int32.
+    """
+
+    def __init__(self, n_experts: int, floors: np.ndarray) -> None:
+        super().__init__(n_experts)
+        self._floors = floors
+        self._counted = ElementCounts.zeros(n_experts)
+
+    @classmethod
+    def arrays(cls, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
+        """One array for each of `ElementCounts`."""
+        return {name: (shape, np.int64) for name, shape in ElementCounts.shapes(n_experts).items()}
+
+    def part(self, chunk: Chunk) -> ElementCounts:
+        """Counts of one chunk; of symmetric arrays the lower triangle."""
+        base, vectors = chunk.base.flatten(), chunk.task_vectors.flatten(1)
+        counted = ElementCounts.zeros(self.n_experts)
+        if vectors.device.type == "cpu":
+            constants = (self._floors, np.array(MASK_SHARES), np.array(UPDATE_SCALES))
+            arrays = vars(counted).values()
+            element_kernels.count(base.numpy(), vectors.numpy(), *constants, *arrays)
+        else:
+            count_as_tensors(base, vectors, self._floors, counted)
+        return counted
+
+    def add(self, part: ElementCounts) -> None:
+        """Counts add up."""
+        for name, array in vars(self._counted).items():
+            array += getattr(part, name)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Every array by name; elements that nobody moves are no expert's by omission."""
+        counted = self._counted
+        symmetric = {
+            name: np.tril(array) + np.tril(array, -1).swapaxes(-1, -2)
+            for name, array in vars(counted).items()
+            if name in ("agreement", "overlap", "shared_claims")
+        }
+        claims = counted.claims.copy()
+        claims[:, 0] -= counted.votes[0, 0, 0]
+        return vars(counted) | symmetric | {"claims": claims}
+
+
+def count_as_tensors(
+    base: torch.Tensor, vectors: torch.Tensor, floors: np.ndarray, counted: ElementCounts
+) -> None:
+    """What `element_kernels.count` counts, as operations on whole tensors, for the GPU."""
+    k = len(vectors)
+    bits, signs, total = magnitude_bits(vectors), vectors.sign(), vectors.sum(0)
+    for level, floor in enumerate(torch.from_numpy(floors).to(vectors.device)):
+        kept = signs * (bits >= floor[:, None])
+        up, down = (kept > 0).sum(0), (kept < 0).sum(0)
+        counted.votes[level] += _histogram(up * (k + 1) + down, (k + 1, k + 1))
+        counted.agreement[level] += _products(kept)
+        counted.overlap[level] += _products(kept.abs())
+    for level, share in enumerate(MASK_SHARES):
+        masks = vectors.abs() > share * (total - vectors).abs()
+        counted.claims[level] += _histogram(masks.sum(0), (k + 1,))
+        counted.shared_claims[level] += _products(masks)
+    updates = torch.cat([vectors, total[None]])
+    counted.moved[:] += (updates != 0).sum(1).cpu().numpy()
+    for level, scale in enumerate(UPDATE_SCALES):
+        rounded = (base + scale * updates).to(torch.bfloat16)
+        lost = (rounded == base.to(torch.bfloat16)) & (updates != 0)
+        counted.lost[level] += lost.sum(1).cpu().numpy()
+
+
+def _histogram(codes: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    counts = torch.bincount(codes.flatten(), minlength=int(np.prod(shape)))
+    return counts.cpu().numpy().reshape(shape)
+
+
+def _products(rows: torch.Tensor) -> np.ndarray:
+    # Counts of one chunk are far below 2^53, so float64 products are exact.
+    numbers = rows.to(torch.float64)
+    return (numbers @ numbers.T).cpu().numpy().astype(np.int64)
+
+
+def _floor(histogram: np.ndarray, density: float) -> int:
+    rank = int(np.ceil(density * histogram.sum()))
+    return 0 if density >= 1 or rank == 0 else bin_of_rank(histogram, rank)[0] << 16

@@ -1,0 +1,101 @@
+"""Counts over elements: the compiled kernel, its twin for the GPU, and plain NumPy agree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import awd_core as awd
+from awd_core.elements import (
+    DENSITIES,
+    MASK_SHARES,
+    UPDATE_SCALES,
+    ElementCounts,
+    Magnitudes,
+    count_as_tensors,
+)
+from awd_core.stream import Chunk
+from tests.helpers import Family, base_state, expert_states, family
+from tests.reference import elements, merging
+
+
+def trimmed(vectors: np.ndarray, density: float) -> np.ndarray:
+    """Signs of the largest share, with all that lie in the bin of the last one, else 0."""
+    magnitudes = np.abs(vectors.astype(np.float32))
+    rank = int(np.ceil(density * vectors.shape[1]))
+    threshold = np.sort(magnitudes, axis=1)[:, vectors.shape[1] - rank, None]
+    floor = (threshold.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.where((magnitudes >= floor) | (density == 1), np.sign(vectors), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_count_equals_that_over_explicit_vectors(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = base_state(dtype=dtype)
+    # Many elements that an expert leaves alone, and many that cancel.
+    experts = expert_states(base, 5, size=0.003)
+    made = Family(tmp_path, base, experts)
+    study = made.study(out=tmp_path / "study")
+    for name, tau in made.task_vectors().items():
+        if not tau.size:
+            continue
+        vectors = tau.reshape(5, -1)
+        weights = base[name].double().numpy().ravel()
+        found = {key: array[study.index[name]] for key, array in vars(study.elements).items()}
+        for level, density in enumerate(DENSITIES):
+            agreement, overlap = merging.sign_counts(vectors, density)
+            np.testing.assert_array_equal(found["agreement"][level], agreement)
+            np.testing.assert_array_equal(found["overlap"][level], overlap)
+            expected = np.zeros((6, 6), dtype=np.int64)
+            for up, down in elements.votes(trimmed(vectors, density)):
+                expected[up, down] += 1
+            np.testing.assert_array_equal(found["votes"][level], expected)
+        for level, share in enumerate(MASK_SHARES):
+            masks = elements.tall_masks(vectors, share)
+            np.testing.assert_array_equal(
+                found["shared_claims"][level], masks.astype(int) @ masks.T.astype(int)
+            )
+            moved = (vectors != 0).any(0).sum()
+            expected = elements.claimed(vectors, share) * moved
+            np.testing.assert_allclose(found["claims"][level], expected, atol=1e-9)
+        for k, update in enumerate([*vectors, vectors.sum(0)]):
+            assert found["moved"][k] == (update != 0).sum()
+            for level, scale in enumerate(UPDATE_SCALES):
+                share = np.nan_to_num(elements.lost(weights, scale * update))
+                expected = share * found["moved"][k]
+                np.testing.assert_allclose(found["lost"][level, k], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 63, 1024, 3000])
+@pytest.mark.parametrize("n_experts", [1, 3, 9])
+def test_tensor_operations_count_what_the_kernel_counts(n: int, n_experts: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    base = torch.randn(n, generator=generator, dtype=torch.float64)
+    vectors = torch.randn(n_experts, n, generator=generator, dtype=torch.float64) * 0.01
+    vectors[torch.rand(n_experts, n, generator=generator) < 0.3] = 0.0
+    magnitudes = Magnitudes(n_experts)
+    chunk = Chunk(None, 0, base[None], vectors[:, None])  # pyright: ignore[reportArgumentType]
+    magnitudes.add(magnitudes.part(chunk))
+    follower = magnitudes.followed_by()
+    if follower is None:
+        assert not vectors.any()
+        return
+    kernel, operations = follower.part(chunk), ElementCounts.zeros(n_experts)
+    count_as_tensors(base, vectors, follower._floors, operations)
+    for name, array in vars(operations).items():
+        lower = np.tril if name in ("agreement", "overlap", "shared_claims") else np.array
+        np.testing.assert_array_equal(getattr(kernel, name), lower(array), err_msg=name)
+
+
+def test_a_bfloat16_expert_loses_none_of_its_own_moves(tmp_path: Path) -> None:
+    study = family(tmp_path, 2, torch.bfloat16).study(out=tmp_path / "study")
+    assert study.elements.moved.sum() > 0
+    assert not study.elements.lost[:, UPDATE_SCALES.index(1.0), :-1].any()
+
+
+def test_an_expert_alone_claims_all_that_it_moves(tmp_path: Path) -> None:
+    study: awd.Study = family(tmp_path, 1).study(out=tmp_path / "study")
+    counts = study.elements
+    np.testing.assert_array_equal(
+        counts.claims[:, :, 1], np.broadcast_to(counts.moved[:, :1], counts.claims[:, :, 1].shape)
+    )
