@@ -14,8 +14,8 @@ from analysis import figures, tables
 from analysis.overview import overview, rows_for
 from awd_core import zoo
 from awd_core.disentangle import PRESETS, alpha_path, match_norm
+from awd_core.elements import DENSITIES
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
-from awd_core.signs import DENSITIES
 from dashboard import studies
 from dashboard.look import SHOWN
 from tests.helpers import family
@@ -372,8 +372,8 @@ def test_a_measure_of_pairs_fills_the_matrices_of_a_kind(study: awd.Study) -> No
         for position, tensor in enumerate(study.tensors)
         if (tensor.block, tensor.kind) == ("block 3", "mlp.up")
     ]
-    agreement = study.signs.agreement[inside, DENSITIES.index(1.0)].sum(0)
-    overlap = study.signs.overlap[inside, DENSITIES.index(1.0)].sum(0)
+    agreement = study.elements.agreement[inside, DENSITIES.index(1.0)].sum(0)
+    overlap = study.elements.overlap[inside, DENSITIES.index(1.0)].sum(0)
     expected = (1 - agreement / overlap) / 2
     np.fill_diagonal(expected, np.nan)
     np.testing.assert_allclose(drawn.array, expected, atol=1e-8)
@@ -407,8 +407,8 @@ def test_a_link_reopens_the_view(study: awd.Study) -> None:
     assert test.selectbox(key="kind").value == "mlp.down"
     position = [t.name for t in study.tensors].index(tensor)
     level = DENSITIES.index(1.0)
-    agreement = study.signs.agreement[position, level]
-    expected = (1 - agreement / study.signs.overlap[position, level]) / 2
+    agreement = study.elements.agreement[position, level]
+    expected = (1 - agreement / study.elements.overlap[position, level]) / 2
     np.fill_diagonal(expected, np.nan)
     np.testing.assert_allclose(matrices(test)[0].array, expected, atol=1e-8)
 
