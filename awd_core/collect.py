@@ -2,25 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from awd_core import files, layout
+from awd_core.array_file import ArrayFile
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
-from awd_core.gram import Grams, base_square, pack
+from awd_core.gram import Grams, pack
 from awd_core.naming import matching, with_distinct_labels
-from awd_core.progress import CancelFn, ProgressFn, Reporter
+from awd_core.progress import CancelFn, InOrder, ProgressFn, Reporter
 from awd_core.spectral import spectral_grams
 from awd_core.statistic import Statistic
-from awd_core.stream import CHUNK_ELEMENTS, Chunk, chunks, resolve_device
+from awd_core.stream import CHUNK_ELEMENTS, Reader, resolve_device, spans
 from awd_core.study import (
     GRAM,
     MARKER,
@@ -33,6 +33,7 @@ from awd_core.study import (
     TensorInfo,
     open_study,
 )
+from awd_core.sweeps import Sweep, run
 
 # What the first read gathers; what a statistic is followed by comes from a second one.
 STATISTICS: tuple[type[Statistic], ...] = (Grams, Magnitudes)
@@ -89,103 +90,122 @@ def collect(
     tensors = [
         tensor for tensor in base.stored.values() if tensor.is_float and tensor.name not in excluded
     ]
-    with files.whole_folder(out) as folder:
-        arrays, row_arrays = _statistics(
-            tensors, experts, resolve_device(device), chunk_elements, progress, cancel
-        )
-        _save(arrays, folder / GRAM)
-        if rows:
-            _save(row_arrays, folder / ROW_GRAM)
+    work = _Work(tensors, experts, resolve_device(device), chunk_elements, progress, cancel)
+    with files.whole_folder(out, digest) as folder:
+        journal = files.Journal(folder)
+        _collect_statistics(work, folder, journal, rows)
         if spectral:
-            touched = [tensor for tensor in tensors if tensor.name in row_arrays]
-            _save(
-                _spectral_level(touched, experts, resolve_device(device), progress, cancel),
-                folder / SPECTRAL_GRAM,
-            )
+            _collect_spectral(work, folder, journal)
+        journal.flush()
         description = _describe(base, experts, tensors, exclude, digest)
         (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (folder / MARKER).write_text(digest, encoding="utf-8")
     return open_study(out)
 
 
-def _save(arrays: dict[str, np.ndarray], file: Path) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """What is read, and who is told."""
+
+    tensors: Sequence[StoredTensor]
+    experts: Sequence[Checkpoint]
+    device: torch.device
+    chunk_elements: int
+    progress: ProgressFn | None
+    cancel: CancelFn | None
+
+    @property
+    def n_pairs(self) -> int:
+        """Numbers in the lower triangle of a Gram matrix."""
+        return len(self.experts) * (len(self.experts) + 1) // 2
+
+    def touching(self, tensor: StoredTensor) -> Sequence[Checkpoint]:
+        """All experts, or none where none of them changes the tensor."""
+        touched = any(expert.touches(tensor.name) for expert in self.experts)
+        return self.experts if touched else ()
+
+    @property
+    def matrices(self) -> list[StoredTensor]:
+        """Tensors with rows of their own that an expert changes."""
+        return [one for one in self.tensors if len(one.shape) >= 2 and self.touching(one)]
+
+
+def _collect_statistics(work: _Work, folder: Path, journal: files.Journal, rows: bool) -> None:
+    """Fill `gram.safetensors` and `row_gram.safetensors`, from the last finished tensor on."""
+    done = {entry["tensor"] for entry in journal.entries() if "tensor" in entry}
+    grams = ArrayFile(folder / GRAM, _stacked(len(work.tensors), len(work.experts)))
+    row_shapes = {t.name: ((t.matrix_shape[0], work.n_pairs), np.float64) for t in work.matrices}
+    row_grams = ArrayFile(folder / ROW_GRAM, row_shapes) if rows else None
+    written = [file.path for file in (grams, row_grams) if file is not None]
+    total = sum(tensor.n_bytes for tensor in work.tensors)
+    report = InOrder(
+        Reporter("Reading task vectors", total, work.progress, work.cancel),
+        [(tensor.n_bytes, tensor.name) for tensor in work.tensors],
+    )
+
+    def sweeps() -> Iterator[Sweep]:
+        for position, tensor in enumerate(work.tensors):
+            if tensor.name in done:
+                report.finished(position)
+            else:
+                yield _first_sweep(work, position, row_grams if tensor in work.matrices else None)
+
+    def finished(sweep: Sweep) -> None:
+        for name, value in sweep.found.items():
+            if name in grams.names and np.size(value):
+                grams.write(name, sweep.position, np.asarray(value)[None])
+        journal.add({"tensor": work.tensors[sweep.position].name}, *written)
+        report.finished(sweep.position)
+
     try:
-        save_file(arrays, file)
-    except SafetensorError as error:  # its own kind, also for a disk that is full
-        raise OSError(str(error)) from error
+        run(sweeps(), finished)
+    finally:
+        for file in (grams, row_grams):
+            if file is not None:
+                file.close()
 
 
-def _statistics(
-    tensors: Sequence[StoredTensor],
-    experts: Sequence[Checkpoint],
-    device: torch.device,
-    chunk_elements: int,
-    progress: ProgressFn | None,
-    cancel: CancelFn | None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every array over all tensors, and the packed row Grams of every matrix that changes."""
-    total = sum(tensor.n_bytes for tensor in tensors)
-    report = Reporter("Reading task vectors", total, progress, cancel)
-    arrays = _empty_arrays(len(tensors), len(experts))
-    rows: dict[str, np.ndarray] = {}
-    for position, tensor in enumerate(tensors):
-        if not any(expert.touches(tensor.name) for expert in experts):
-            found: dict[str, Any] = {
-                "base_squared_norm": np.float64(base_square(tensor, device, chunk_elements))
-            }
-        else:
-            found = tensor_statistics(
-                lambda tensor=tensor: chunks(tensor, experts, device, chunk_elements), len(experts)
-            )
-        row_grams = found.pop("row_gram", None)
-        if row_grams is not None and len(tensor.shape) >= 2 and row_grams.any():
-            rows[tensor.name] = row_grams
-        for name, value in found.items():
-            arrays[name][position] = value
-        report.advance(tensor.n_bytes, tensor.name)
-    return arrays, rows
+def _first_sweep(work: _Work, position: int, row_grams: ArrayFile | None) -> Sweep:
+    tensor = work.tensors[position]
+    experts = work.touching(tensor)
+    kinds = STATISTICS if experts else (Grams,)
+    statistics = [kind(len(experts)) for kind in kinds]
+    if row_grams is not None:
+        for statistic in statistics:
+            if isinstance(statistic, Grams):
+                statistic.give_rows = partial(row_grams.write, tensor.name)
+    reader = Reader(tensor, experts, work.device)
+    whole_rows = reader.needs_whole_rows or work.device.type != "cpu"
+    parts = list(spans(tensor, work.chunk_elements, whole_rows))
+    return Sweep(position, reader, parts, statistics)
 
 
-def tensor_statistics(sweep: Callable[[], Iterable[Chunk]], n_experts: int) -> dict[str, Any]:
-    """Every statistic of one tensor.
-
-    Args:
-        sweep: Starts the stream of its chunks anew.
-        n_experts: K.
-    """
-    found: dict[str, Any] = {}
-    wanted: list[Statistic] = [statistic(n_experts) for statistic in STATISTICS]
-    while wanted:
-        for chunk in sweep():
-            for statistic in wanted:
-                statistic.add(statistic.part(chunk))
-        found |= {name: value for one in wanted for name, value in one.result().items()}
-        wanted = [following for one in wanted if (following := one.followed_by()) is not None]
-    return found
-
-
-def _empty_arrays(n_tensors: int, n_experts: int) -> dict[str, np.ndarray]:
+def _stacked(n_tensors: int, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Every array of a study, with an axis of tensors in front."""
     return {
-        name: np.zeros((n_tensors, *shape), dtype)
+        name: ((n_tensors, *shape), dtype)
         for statistic in STATISTICS
         for name, (shape, dtype) in statistic.arrays(n_experts).items()
     }
 
 
-def _spectral_level(
-    matrices: Sequence[StoredTensor],
-    experts: Sequence[Checkpoint],
-    device: torch.device,
-    progress: ProgressFn | None,
-    cancel: CancelFn | None,
-) -> dict[str, np.ndarray]:
+def _collect_spectral(work: _Work, folder: Path, journal: files.Journal) -> None:
+    """Fill `spectral_gram.safetensors`, from the last finished matrix on."""
+    done = {entry["rotated"] for entry in journal.entries() if "rotated" in entry}
+    matrices = [tensor for tensor in work.matrices if tensor.n_elements]
+    shapes = {t.name: ((min(t.matrix_shape), work.n_pairs), np.float64) for t in matrices}
+    file = ArrayFile(folder / SPECTRAL_GRAM, shapes)
     total = sum(tensor.n_bytes for tensor in matrices)
-    report = Reporter("Rotating matrices", total, progress, cancel)
-    packed = {}
-    for tensor in matrices:
-        packed[tensor.name] = pack(spectral_grams(tensor, experts, device))
-        report.advance(tensor.n_bytes, tensor.name)
-    return packed
+    report = Reporter("Rotating matrices", total, work.progress, work.cancel)
+    try:
+        for tensor in matrices:
+            if tensor.name not in done:
+                grams = spectral_grams(tensor, work.experts, work.device)
+                file.write(tensor.name, 0, pack(grams))
+                journal.add({"rotated": tensor.name}, file.path)
+            report.advance(tensor.n_bytes, tensor.name)
+    finally:
+        file.close()
 
 
 def study_digest(

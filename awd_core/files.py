@@ -1,11 +1,15 @@
 """Folders that are whole or absent, hashes, and where AWD Studio keeps its own files."""
 
+import fcntl
 import hashlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from awd_core.errors import OutputError
 
@@ -53,31 +57,141 @@ def require_space(out: Path, n_bytes: int) -> None:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` in one step when the block ends, or leaves no trace.
+def whole_folder(out: Path, digest: str = "") -> Iterator[Path]:
+    """A folder to fill that becomes `out` in one step when the block ends.
 
-    Every file is flushed to the disk before the rename, so that `out` is whole even after a crash.
+    Until then it is a hidden folder beside `out`. Killed, or stopped by an error of reading or
+    writing, it stays: the next run with the same `digest` finds what was finished and goes on (see
+    `Journal`). Cancelled, or stopped by any other error, it leaves no trace. Every file is flushed
+    to the disk before the rename, so that `out` is whole even after a crash.
+
+    Args:
+        out: What it shall be.
+        digest: Says what is being made; what was left of anything else is removed. Nothing is
+            taken up again without one.
 
     Raises:
-        OutputError: `out` exists, cannot be written, or was made by somebody else meanwhile.
+        OutputError: `out` exists, cannot be written, or is being written by another process.
     """
     require_new(out)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial = out.with_name(f".{out.name}.partial")
+    keep = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        _flush(partial)
-        _rename_new(partial, out)
+        with _locked(partial, out):
+            try:
+                require_new(
+                    out
+                )  # a first writer may have finished while this one opened the folder
+                _begin(partial, digest)
+                yield partial
+                for name in (_WHAT, _JOURNAL):
+                    (partial / name).unlink(missing_ok=True)
+                _flush(partial)
+                _rename_new(partial, out)
+            except BaseException as error:
+                keep = bool(digest) and _may_be_taken_up(error)
+                if not keep:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
     except OSError as error:
+        kept = f" What is finished stays in {partial.name}: run it again to go on." if keep else ""
         raise OutputError(
             "The output cannot be written",
             where=out,
             received=error.strerror or error,
-            remedy="Check that the folder is writable and the disk has space.",
+            remedy=f"Check that the folder is writable and the disk has space.{kept}",
+        ) from error
+
+
+_WHAT, _JOURNAL = ".what", ".journal"
+
+
+@contextmanager
+def _locked(partial: Path, out: Path) -> Iterator[None]:
+    """Hold the hidden folder for this process alone; the lock goes with the process."""
+    partial.mkdir(exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not partial.exists() or partial.stat().st_ino != os.fstat(descriptor).st_ino:
+            raise BlockingIOError  # it was finished or removed a moment ago
+        yield
+    except BlockingIOError as error:
+        raise OutputError(
+            "Another process is writing this output",
+            where=out,
+            received=f"{partial.name} is in use",
+            remedy="Wait for it to end, or choose another folder.",
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _begin(partial: Path, digest: str) -> None:
+    what = partial / _WHAT
+    if not digest or not what.is_file() or what.read_text(encoding="utf-8") != digest:
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    what.write_text(digest, encoding="utf-8")
+
+
+def _may_be_taken_up(error: BaseException) -> bool:
+    """Whether the same run may succeed later: a disk was full, a file could not be read."""
+    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+
+
+class Journal:
+    """What is finished in a folder that is being filled: one line of JSON for each step.
+
+    Files are flushed to the disk before the lines that speak of them, so a line is true even after
+    a loss of power.
+
+    Args:
+        folder: From `whole_folder`, with a digest.
+    """
+
+    # Flushing after each of ten thousand small tensors would take longer than the work.
+    SECONDS_BETWEEN = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / _JOURNAL
+        self._lines: list[str] = []
+        self._touched: set[Path] = set()
+        self._last = time.monotonic()
+
+    def entries(self) -> list[Any]:
+        """Every step that was written whole."""
+        if not self._file.exists():
+            return []
+        found, whole = [], 0
+        with self._file.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break  # cut short by the end of the process that wrote it
+                found.append(json.loads(line))
+                whole += len(line)
+        os.truncate(self._file, whole)
+        return found
+
+    def add(self, entry: Any, *files: Path) -> None:
+        """A step is finished; `files` are what it wrote to."""
+        self._lines.append(json.dumps(entry) + "\n")
+        self._touched.update(files)
+        if time.monotonic() - self._last >= self.SECONDS_BETWEEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make it last."""
+        for file in sorted(self._touched):
+            _fsync(file)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.writelines(self._lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._lines.clear()
+        self._touched.clear()
+        self._last = time.monotonic()
 
 
 def _rename_new(partial: Path, out: Path) -> None:

@@ -1,18 +1,17 @@
 """Inner products of task vectors: everything a linear merge and AWD need to know of the weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
-from awd_core.checkpoints import StoredTensor
+from awd_core import kernels
+from awd_core.kernels import SEGMENT
 from awd_core.statistic import Statistic
-from awd_core.stream import Chunk, read_base, row_blocks
+from awd_core.stream import Chunk
 
-# Columns whose products are summed in one go. Longer matrix products are shared out to threads, and
-# one product by itself otherwise than one of many; short ones give the same bits however the rows
-# were cut into chunks. 16 vectors of 512 columns are short.
-SEGMENT = 512
+# Longer matrix products are shared out to threads, and one product by itself otherwise than one of
+# many; short ones give the same bits however the rows were cut into chunks.
 _SHORT_PRODUCT = 16 * 16 * SEGMENT
 
 
@@ -20,56 +19,76 @@ def row_grams(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
     """Gram of every output row, `G[r, i, j] = <tau_i[r], tau_j[r]>`, and `||theta_0[r]||^2`.
 
     Products and sums are float64. Each row is summed on its own, so the result does not depend on
-    how the tensor was cut into chunks; the Gram of the tensor is the sum over rows.
+    how the tensor was cut into chunks. Of a part of a row, each of its segments counts as a row.
 
     Returns:
-        (rows, K, K) float64, symmetric, positive semidefinite; and (rows,).
+        (rows, K(K+1)/2) float64, the lower triangles; and (rows,).
     """
-    grams = _grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy()
-    # Both triangles come from the same products in another order; one of them decides.
-    symmetric = np.tril(grams) + np.tril(grams, -1).transpose(0, 2, 1)
-    return symmetric, _squares(chunk.base).cpu().numpy()
+    span, n_experts = chunk.span, len(chunk.packed.codes) - 1
+    if chunk.packed.data.device.type != "cpu":
+        grams = _grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy()
+        return pack(grams), _squares(chunk.base).cpu().numpy()
+    length = span.columns if chunk.has_whole_rows else SEGMENT
+    n_rows = -(-span.n_elements // length)
+    packed = np.empty((n_rows, n_experts * (n_experts + 1) // 2))
+    squares = np.empty(n_rows)
+    kernels.row_grams(*chunk.packed.for_kernels, span.n_elements, length, packed, squares)
+    return packed, squares
 
 
 class Grams(Statistic):
-    """Row Grams (packed), the Gram of the tensor, and `||theta_0||^2`."""
+    """Row Grams (packed), the Gram of the tensor, and `||theta_0||^2`.
+
+    Rows are given away as soon as they are finished, where `give_rows` says to whom: those of an
+    embedding can be larger than what a machine has to spare.
+    """
 
     def __init__(self, n_experts: int) -> None:
         super().__init__(n_experts)
-        self._grams: list[np.ndarray] = []
-        self._base_squares: list[np.ndarray] = []
+        n_pairs = n_experts * (n_experts + 1) // 2
+        self._gram, self._base_square = np.zeros(n_pairs), np.zeros(1)
+        # A row that comes in parts.
+        self._row, self._row_square = np.zeros(n_pairs), np.zeros(1)
+        self._n_rows = 0
+        self._rows: list[np.ndarray] = []
+        self.give_rows: Callable[[int, np.ndarray], None] | None = None
 
     @classmethod
     def arrays(cls, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
         """`gram` and `base_squared_norm`; row Grams have a file of their own."""
         return {"gram": ((n_experts, n_experts), np.float64), "base_squared_norm": ((), np.float64)}
 
-    def part(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
-        """Grams and squares of the chunk's rows."""
-        return row_grams(chunk)
+    def part(self, chunk: Chunk) -> tuple[bool, bool, np.ndarray, np.ndarray]:
+        """Whether it is whole rows, whether it ends a row, Grams and squares of its rows."""
+        grams, squares = row_grams(chunk)
+        if not np.isfinite(grams.sum() + squares.sum()):
+            chunk.require_finite()
+        return chunk.has_whole_rows, chunk.ends_row, grams, squares
 
-    def add(self, part: tuple[np.ndarray, np.ndarray]) -> None:
-        """Rows are joined, not summed: the sum over all of them is taken once."""
-        self._grams.append(part[0])
-        self._base_squares.append(part[1])
+    def add(self, part: tuple[bool, bool, np.ndarray, np.ndarray]) -> None:
+        """Row by row, and a row segment by segment."""
+        has_whole_rows, ends_row, grams, squares = part
+        if not has_whole_rows:
+            kernels.add_in_order(self._row, grams)
+            kernels.add_in_order(self._row_square, squares[:, None])
+            if not ends_row:
+                return
+            grams, squares = self._row[None].copy(), self._row_square.copy()
+            self._row[:] = self._row_square[:] = 0.0
+        kernels.add_in_order(self._gram, grams)
+        kernels.add_in_order(self._base_square, squares[:, None])
+        if self.give_rows is None:
+            self._rows.append(grams)
+        else:
+            self.give_rows(self._n_rows, grams)
+        self._n_rows += len(grams)
 
     def result(self) -> dict[str, np.ndarray]:
-        """The arrays, and `row_gram`, (rows, K(K+1)/2)."""
-        if not self._grams:
-            return {}
-        grams = np.concatenate(self._grams)
-        return {
-            "gram": grams.sum(0),
-            "base_squared_norm": np.concatenate(self._base_squares).sum(),
-            "row_gram": pack(grams),
-        }
-
-
-def base_square(tensor: StoredTensor, device: torch.device, chunk_elements: int) -> float:
-    """`||theta_0||^2` of a tensor that no expert touches."""
-    blocks = row_blocks(tensor, chunk_elements)
-    rows = [_squares(read_base(tensor, start, stop, device)) for start, stop in blocks]
-    return float(torch.cat(rows).cpu().numpy().sum()) if rows else 0.0
+        """The arrays, and `row_gram`, (rows, K(K+1)/2), unless rows were given away."""
+        found = {"gram": unpack(self._gram[None])[0], "base_squared_norm": self._base_square[0]}
+        if self._rows:
+            found["row_gram"] = np.concatenate(self._rows)
+        return found
 
 
 def _grams(rows: torch.Tensor) -> torch.Tensor:

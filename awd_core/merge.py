@@ -276,12 +276,8 @@ def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chu
 
 def _scaled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[Chunk]:
     """Every chunk of one tensor, with task vectors of equal norm where the recipe asks for it."""
-    if plan.scales is None:
-        yield from chunks(tensor, plan.experts, plan.device)
-        return
-    scales = torch.from_numpy(plan.scales).to(plan.device)[:, None, None]
     for chunk in chunks(tensor, plan.experts, plan.device):
-        yield replace(chunk, task_vectors=chunk.task_vectors * scales)
+        yield replace(chunk, scales=plan.scales)
 
 
 def _whole_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:

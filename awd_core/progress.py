@@ -1,7 +1,7 @@
 """What long work tells the one who waits, and how it is stopped."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from awd_core.errors import Cancelled
@@ -68,3 +68,29 @@ class Reporter:
             self._progress(Progress(self._stage, self._done, self._total, what, seconds))
         if self._cancel is not None and self._cancel():
             raise Cancelled()
+
+
+class InOrder:
+    """Tells of steps in their order, whatever the order in which they are finished.
+
+    Args:
+        report: Who is told.
+        steps: Units and name of every step.
+    """
+
+    def __init__(self, report: Reporter, steps: Sequence[tuple[int, str]]) -> None:
+        self._report, self._steps = report, steps
+        self._finished: set[int] = set()
+        self._told = 0
+
+    def finished(self, step: int) -> None:
+        """One step is finished.
+
+        Raises:
+            Cancelled: The report's `cancel` returned True.
+        """
+        self._finished.add(step)
+        while self._told in self._finished:
+            units, what = self._steps[self._told]
+            self._told += 1
+            self._report.advance(units, what)

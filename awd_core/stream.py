@@ -1,39 +1,336 @@
 """Chunks of (base, task vectors) in file order: the only way weights reach any computation."""
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 
+from awd_core import kernels
 from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
 from awd_core.checkpoints.header import read_rows
-from awd_core.errors import AwdError, RecipeError
+from awd_core.checkpoints.lora import ZeroTensor
+from awd_core.checkpoints.weights import WeightTensor
+from awd_core.errors import AwdError, CheckpointError, RecipeError
+from awd_core.parallel import in_order
 
-# Elements of one tensor held at once. (K + 1) chunks of float64 are then 19 MB at K = 8: a few of
-# them fit in cache and in any memory. Chunking never changes a result.
-CHUNK_ELEMENTS = 1 << 18
+# Elements of one tensor held at once. (K + 1) chunks of bfloat16 are then 2.4 MB at K = 8, and
+# stay in the cache of the core that read them. Chunking never changes a result.
+CHUNK_ELEMENTS = 1 << 17
+
+CODES = {
+    torch.float64: kernels.FLOAT64,
+    torch.float32: kernels.FLOAT32,
+    torch.bfloat16: kernels.BFLOAT16,
+    torch.float16: kernels.FLOAT16,
+}
+_TYPES = {code: dtype for dtype, code in CODES.items()}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a tensor, of which all elements follow one another in its file.
+
+    Attributes:
+        first: Position of the first element in the flattened tensor.
+        rows: Number of rows.
+        columns: Columns of each; fewer than the tensor's only for a part of one row.
+    """
+
+    first: int
+    rows: int
+    columns: int
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return self.rows * self.columns
+
+
+def spans(
+    tensor: StoredTensor, chunk_elements: int = CHUNK_ELEMENTS, whole_rows: bool = False
+) -> Iterator[Span]:
+    """Spans of about `chunk_elements` elements that cover a tensor in order.
+
+    Whole rows, or parts of a row longer than that, cut where sums over rows are cut anyway.
+    """
+    columns = tensor.matrix_shape[1]
+    length = max(1, chunk_elements // kernels.SEGMENT) * kernels.SEGMENT
+    if whole_rows or columns <= max(length, chunk_elements):
+        for start, stop in row_blocks(tensor, chunk_elements):
+            yield Span(start * columns, stop - start, columns)
+        return
+    for start in range(0, tensor.n_elements, columns):
+        for column in range(0, columns, length):
+            yield Span(start + column, 1, min(length, columns - column))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Base and experts of one span as they are stored, one after the other in one buffer.
+
+    Attributes:
+        data: The bytes, uint8; on the device.
+        offsets: Where the base (index 0) and every expert begin, (K + 1,).
+        codes: Their types, as `awd_core.kernels` names them, (K + 1,).
+        is_vector: Whether the numbers are tau_k, not theta_k, (K + 1,).
+        n: Elements of each.
+    """
+
+    data: torch.Tensor
+    offsets: np.ndarray
+    codes: np.ndarray
+    is_vector: np.ndarray
+    n: int
+
+    @property
+    def for_kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What every kernel takes first."""
+        return self.data.numpy(), self.offsets, self.codes, self.is_vector
+
+    def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """theta_0, (n,), and tau_k, (K, n), float64."""
+        if self.data.device.type != "cpu":
+            base = self._float64(0)
+            vectors = [self._task_vector(k, base) for k in range(1, len(self.codes))]
+            return base, torch.stack(vectors)
+        padded = -(-self.n // kernels.LANES) * kernels.LANES
+        base = np.empty(padded)
+        vectors = np.empty((len(self.codes) - 1, padded))
+        kernels.task_vectors(*self.for_kernels, base, vectors)
+        return (
+            torch.from_numpy(base[: self.n]),
+            torch.from_numpy(np.ascontiguousarray(vectors[:, : self.n])),
+        )
+
+    def _task_vector(self, index: int, base: torch.Tensor) -> torch.Tensor:
+        if self.codes[index] == kernels.NOTHING:
+            return torch.zeros_like(base)
+        own = self._float64(index)
+        return own if self.is_vector[index] else own - base
+
+    def _float64(self, index: int) -> torch.Tensor:
+        dtype, offset = _TYPES[int(self.codes[index])], int(self.offsets[index])
+        return self.data[offset : offset + self.n * dtype.itemsize].view(dtype).to(torch.float64)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one tensor of the base, with the task vectors of every expert there.
+    """A span of one tensor of the base, with the task vectors of every expert there.
 
     Attributes:
-        tensor: The base's tensor that these rows belong to.
-        start: First row, in `tensor.matrix_shape`.
-        base: theta_0, (rows, columns), float64.
-        task_vectors: tau_k, (K, rows, columns), float64, in expert order.
+        tensor: The base's tensor that it belongs to.
+        span: Which part of it.
+        packed: What is stored there.
+        labels: Of the experts.
+        scales: What every task vector is multiplied with, (K,); None for nothing.
     """
 
     tensor: StoredTensor
-    start: int
-    base: torch.Tensor
-    task_vectors: torch.Tensor
+    span: Span
+    packed: Packed
+    labels: tuple[str, ...] = ()
+    scales: np.ndarray | None = None
+
+    @property
+    def start(self) -> int:
+        """First row, in `tensor.matrix_shape`."""
+        return self.span.first // max(1, self.tensor.matrix_shape[1])
 
     @property
     def stop(self) -> int:
         """One past the last row."""
-        return self.start + self.base.shape[0]
+        return self.start + self.span.rows
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether it is no part of a row longer than a chunk."""
+        return self.span.columns == self.tensor.matrix_shape[1]
+
+    @property
+    def ends_row(self) -> bool:
+        """Whether its last element is the last of a row."""
+        return (self.span.first + self.span.n_elements) % self.tensor.matrix_shape[1] == 0
+
+    @property
+    def base(self) -> torch.Tensor:
+        """theta_0, (rows, columns), float64."""
+        return self._widened[0]
+
+    @property
+    def task_vectors(self) -> torch.Tensor:
+        """tau_k, (K, rows, columns), float64, in expert order."""
+        return self._widened[1]
+
+    @cached_property
+    def _widened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        base, vectors = self.packed.widened()
+        shape = self.span.rows, self.span.columns
+        if self.scales is not None:
+            vectors *= torch.from_numpy(self.scales).to(vectors.device)[:, None]
+        return base.view(shape), vectors.view(-1, *shape)
+
+    def require_finite(self) -> None:
+        """Refuse NaN and infinite weights.
+
+        Raises:
+            AwdError: With the tensor, and the base or the first expert that has one.
+        """
+        # One reduction tells whether anything is wrong; only then is it looked for.
+        if torch.isfinite(self.base.sum() + self.task_vectors.sum()):
+            return
+        culprits = ["the base"] if not torch.isfinite(self.base).all() else []
+        culprits += [
+            f"expert {label!r}"
+            for label, vector in zip(self.labels, self.task_vectors, strict=True)
+            if not torch.isfinite(vector).all() and not culprits
+        ]
+        if culprits:
+            raise AwdError(
+                "A weight is NaN or infinite",
+                where=f"tensor {self.tensor.name!r} of {', '.join(culprits)}",
+                expected="finite weights",
+                remedy="Use a checkpoint from before training diverged, or list the tensor"
+                " under `exclude`.",
+            )
+
+
+class Reader:
+    """Reads spans of one tensor, from any thread.
+
+    Args:
+        tensor: The base's tensor.
+        experts: The experts, in order.
+        device: Where chunks go; to a GPU as they are stored, through pinned memory.
+
+    Raises:
+        MismatchError: An expert does not have this tensor in this shape.
+    """
+
+    def __init__(
+        self, tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+    ) -> None:
+        self.tensor, self.device = tensor, device
+        self.labels = tuple(expert.label for expert in experts)
+        self._experts = [expert.tensor(tensor) for expert in experts]
+        plain = [_stored(counterpart) for counterpart in self._experts]
+        dtypes = [_packed_type(tensor), *(_packed_type(stored) for stored in plain)]
+        nothing = [False, *(isinstance(one, ZeroTensor) for one in self._experts)]
+        self._sources = [tensor, *plain]
+        self._itemsizes = [
+            0 if none else dtype.itemsize for dtype, none in zip(dtypes, nothing, strict=True)
+        ]
+        self._codes = np.array(
+            [
+                kernels.NOTHING if none else CODES[dtype]
+                for dtype, none in zip(dtypes, nothing, strict=True)
+            ]
+        )
+        self._is_vector = np.array([source is None for source in self._sources])
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether an expert's numbers have to be computed, which is done row by row."""
+        return any(
+            source is None and size
+            for source, size in zip(self._sources, self._itemsizes, strict=True)
+        )
+
+    def __call__(self, span: Span) -> Chunk:
+        """One chunk.
+
+        Raises:
+            CheckpointError: A file ended early or could not be read.
+        """
+        sizes = [span.n_elements * size for size in self._itemsizes]
+        ends = np.cumsum([-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
+        offsets = np.concatenate([[0], ends[:-1]])
+        # Kernels take whole groups of lanes, so they read up to one group too far.
+        buffer = _buffer(int(ends[-1]) + _ALIGNMENT, self.device)
+        view = memoryview(buffer.numpy())  # pyright: ignore[reportArgumentType]
+        for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes, strict=True)):
+            part, source = view[offset : offset + size], self._sources[index]
+            if source is not None and source.dtype in CODES:
+                _read(source, span.first * source.dtype.itemsize, part)
+            elif size:
+                numbers = self._float64(index, span)
+                part[:] = numbers.contiguous().view(-1).view(torch.uint8).numpy().data
+            view[offset + size : offset + size + _ALIGNMENT] = bytes(_ALIGNMENT)
+        data = _on(buffer, self.device)
+        packed = Packed(data, offsets, self._codes, self._is_vector, span.n_elements)
+        return Chunk(self.tensor, span, packed, self.labels)
+
+    def _float64(self, index: int, span: Span) -> torch.Tensor:
+        """Numbers that are not stored as the kernels know them: odd types, products of factors."""
+        columns = self.tensor.matrix_shape[1]
+        start, begin = divmod(span.first, max(1, columns))
+        stop = start + span.rows
+        source = self._sources[index]
+        if source is None:
+            base = read_base(self.tensor, start, stop, torch.device("cpu"))
+            rows = self._experts[index - 1].task_vector(start, stop, base)
+        else:
+            rows = read_rows(source, start, stop)
+        return rows[:, begin : begin + span.columns].to(torch.float64)
+
+
+def _stored(counterpart: ExpertTensor) -> StoredTensor | None:
+    return counterpart.stored if isinstance(counterpart, WeightTensor) else None
+
+
+def _packed_type(stored: StoredTensor | None) -> torch.dtype:
+    return stored.dtype if stored is not None and stored.dtype in CODES else torch.float64
+
+
+def _buffer(n_bytes: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+_of_thread = threading.local()
+
+
+def _on(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The bytes on the device. Threads that read have a stream each, so copies run ahead."""
+    if device.type == "cpu":
+        return buffer
+    if not hasattr(_of_thread, "stream"):
+        _of_thread.stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(_of_thread.stream):
+        data = buffer.to(device, non_blocking=True)
+    _of_thread.stream.synchronize()
+    # Its memory may not be used again before the default stream is done with it.
+    data.record_stream(torch.cuda.default_stream(device))
+    return data
+
+
+def _read(stored: StoredTensor, start: int, out: memoryview) -> None:
+    """Fill `out` with bytes of a tensor from byte `start` on.
+
+    Raises:
+        CheckpointError: The file ended early or could not be read.
+    """
+    done = 0
+    try:
+        descriptor = os.open(stored.file, os.O_RDONLY)
+        try:
+            while done < len(out):
+                count = os.preadv(descriptor, [out[done:]], stored.offset + start + done)
+                if not count:
+                    raise OSError("the file ended early")
+                done += count
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(
+            "A weight file cannot be read to the end",
+            where=f"{stored.file}, tensor {stored.name!r}",
+            received=error.strerror or error,
+            remedy="Check the disk, then download or copy the file again.",
+        ) from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -81,47 +378,18 @@ def chunks(
     device: torch.device,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Iterator[Chunk]:
-    """Every chunk of one tensor, in order of rows.
+    """Every chunk of one tensor, in order of rows, read ahead; whole rows.
 
     Raises:
         MismatchError: An expert does not have this tensor in this shape.
         AwdError: A weight is NaN or infinite, with the expert's name.
     """
-    counterparts = [expert.tensor(tensor) for expert in experts]
-    labels = [expert.label for expert in experts]
-    for start, stop in row_blocks(tensor, chunk_elements):
-        base = read_base(tensor, start, stop, device)
-        task_vectors = _task_vectors(counterparts, start, stop, base)
-        _require_finite(tensor.name, labels, base, task_vectors)
-        yield Chunk(tensor, start, base, task_vectors)
+    read = Reader(tensor, experts, device)
 
+    def load(span: Span) -> Chunk:
+        chunk = read(span)
+        chunk.require_finite()
+        return chunk
 
-def _task_vectors(
-    counterparts: Sequence[ExpertTensor], start: int, stop: int, base: torch.Tensor
-) -> torch.Tensor:
-    stacked = torch.empty((len(counterparts), *base.shape), dtype=torch.float64, device=base.device)
-    for index, counterpart in enumerate(counterparts):
-        stacked[index] = counterpart.task_vector(start, stop, base)
-    return stacked
-
-
-def _require_finite(
-    name: str, labels: list[str], base: torch.Tensor, task_vectors: torch.Tensor
-) -> None:
-    # One reduction tells whether anything is wrong; only then is it looked for.
-    if torch.isfinite(base.sum() + task_vectors.sum()):
-        return
-    culprits = ["the base"] if not torch.isfinite(base).all() else []
-    culprits += [
-        f"expert {label!r}"
-        for label, vector in zip(labels, task_vectors, strict=True)
-        if not torch.isfinite(vector).all() and not culprits
-    ]
-    if culprits:
-        raise AwdError(
-            "A weight is NaN or infinite",
-            where=f"tensor {name!r} of {', '.join(culprits)}",
-            expected="finite weights",
-            remedy="Use a checkpoint from before training diverged, or list the tensor"
-            " under `exclude`.",
-        )
+    parts = list(spans(tensor, chunk_elements, whole_rows=True))
+    return in_order(load, parts) if len(parts) > 2 else map(load, parts)

@@ -20,9 +20,9 @@ from analysis.view import View
 from awd_core import Settings, Study, solve
 from awd_core.disentangle import alpha_path
 from awd_core.disentangle.gram_solver import Descent, run
-from awd_core.disentangle.lanes import LANES
 from awd_core.disentangle.objective import gradient_coefficients
 from awd_core.elements import ElementCounts
+from awd_core.lanes import LANES
 from awd_core.study import SourceInfo, TensorInfo
 
 STEPS, ALPHA, LR = 300, 0.1, 0.01

@@ -10,7 +10,14 @@ from typing import Literal
 import numba
 import numpy as np
 
-from awd_core.disentangle.lanes import (
+from awd_core.disentangle.objective import (
+    PARALLEL,
+    PENALTIES,
+    SWALLOWED,
+    Penalty,
+    mean_norms,
+)
+from awd_core.lanes import (
     LANES,
     any_less,
     first_inverse_root,
@@ -22,13 +29,6 @@ from awd_core.disentangle.lanes import (
     splat,
     store,
     with_sign,
-)
-from awd_core.disentangle.objective import (
-    PARALLEL,
-    PENALTIES,
-    SWALLOWED,
-    Penalty,
-    mean_norms,
 )
 
 Until = Literal["steps", "converged"]

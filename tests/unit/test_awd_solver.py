@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from awd_core.disentangle.gram_solver import Descended, Descent, run
-from awd_core.disentangle.lanes import LANES
 from awd_core.disentangle.objective import (
     Penalty,
     critical_alphas,
@@ -16,6 +15,7 @@ from awd_core.disentangle.objective import (
     mean_absolute_cosine,
     mean_norms,
 )
+from awd_core.lanes import LANES
 from tests.reference.full_space import descend_by_autograd, overlap, overlap_gradient
 
 MOTIONS = ((300, 0.0, 0.0), (40, 0.9, 1e-2))  # steps, momentum, weight decay

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,19 @@ import pytest
 import torch
 
 import awd_core as awd
-from awd_core.checkpoints import StoredTensor
-from awd_core.collect import tensor_statistics
+from awd_core import sweeps
 from awd_core.elements import DENSITIES
-from awd_core.stream import Chunk
-from tests.helpers import BLOCKS, QUERY, SHAPES, Family, base_state, cancel_after, family, tree
+from tests.helpers import (
+    BLOCKS,
+    QUERY,
+    SHAPES,
+    Family,
+    base_state,
+    cancel_after,
+    expert_states,
+    family,
+    tree,
+)
 from tests.reference import merging
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -83,55 +90,42 @@ def statistics(study: awd.Study) -> list[str]:
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays + rows]
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("n_experts", [1, 3, 5, 8, 24, 40])
-@pytest.mark.parametrize(("rows", "columns"), [(4, 5001), (3, 1024)])
-def test_neither_chunks_nor_threads_change_a_bit_of_a_gram(
-    n_experts: int, rows: int, columns: int
+@pytest.mark.parametrize("n_experts", [1, 2, 3, 5, 8, 24, 40])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_row_grams_equal_products_of_explicit_vectors(
+    tmp_path: Path, n_experts: int, dtype: torch.dtype
 ) -> None:
-    # A long matrix product is shared out to threads, and one alone otherwise than one of many.
-    generator = torch.Generator().manual_seed(0)
-    stored = StoredTensor("w", (rows, columns), torch.float64, Path(), 0)
-    weights = torch.randn(n_experts + 1, rows, columns, generator=generator, dtype=torch.float64)
-    base, tau = weights[0], weights[1:]
-
-    def result(size: int) -> list[bytes]:
-        found = tensor_statistics(
-            lambda: [
-                Chunk(stored, start, base[start : start + size], tau[:, start : start + size])
-                for start in range(0, rows, size)
-            ],
-            n_experts,
-        )
-        return [array.tobytes() for array in found.values()]
-
-    with threads(2):
-        whole = result(rows)
-    for size, n_threads in [(1, 2), (3, 2), (rows, 1), (3, 1)]:
-        with threads(n_threads):
-            assert result(size) == whole
+    shapes = {"long.weight": (3, 1025), "short.weight": (131, 5), "column.weight": (7, 1)}
+    base = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    one = Family(tmp_path, base, expert_states(base, n_experts))
+    study = one.study(out=tmp_path / "study")
+    for name, tau in one.task_vectors().items():
+        expected = np.einsum("irc,jrc->rij", tau, tau)
+        found = study.row_gram(name)
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13 * expected.max())
 
 
-@pytest.mark.parametrize("n_experts", [1, 5])
-def test_chunk_size_never_changes_a_bit(tmp_path: Path, n_experts: int) -> None:
-    shapes = {"wide.weight": (3, 5001), "tall.weight": (5, 1), "norm": (7,), "scale": ()}
-    base = {name: torch.randn(shape) for name, shape in shapes.items()}
-    experts = [
-        {name: tensor + torch.randn(tensor.shape) for name, tensor in base.items()}
-        for _ in range(n_experts)
-    ]
-    one = Family(tmp_path, base, experts)
-    whole = statistics(one.study(out=tmp_path / "whole", chunk_elements=1 << 30))
-    for chunk_elements in (1, 10_002):
-        out = tmp_path / str(chunk_elements)
-        assert statistics(one.study(out=out, chunk_elements=chunk_elements)) == whole
+@pytest.mark.parametrize("n_experts", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_neither_chunks_nor_threads_change_a_bit(
+    tmp_path: Path, n_experts: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {
+        "wide.weight": (3, 9001),
+        "tall.weight": (131, 3),
+        "norm": (7,),
+        "long": (10_001,),
+        "scale": (),
+    }
+    base = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    one = Family(tmp_path, base, expert_states(base, n_experts))
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setattr(sweeps, "WORKERS", workers)
+        for size in (1, *(1 << power for power in (12, 13, 22))):
+            out = tmp_path / f"{workers}-{size}"
+            found.append(statistics(one.study(out=out, chunk_elements=size)))
+    assert all(one == found[0] for one in found)
 
 
 def test_shards_never_change_a_number(tmp_path: Path) -> None:

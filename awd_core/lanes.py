@@ -32,7 +32,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, _VECTOR)
 
 
-_LANES = _LanesType()
+LANES_TYPE = _LANES = _LanesType()
 
 
 def _code(function: Callable[..., Any]) -> Any:
