@@ -132,7 +132,7 @@ def _provenance(plan: "Plan", folder: Path, hashes: dict[str, str]) -> dict[str,
     outputs = {
         str(file.relative_to(folder)): hashes.get(file.name) or files.sha256(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and not file.name.startswith(".")
     }
     return {
         "recipe_digest": plan.recipe.digest,

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import awd_core as awd
-from awd_core.checkpoints import Checkpoint
+from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.stream import CODES, Chunk, Packed, Span
 
 State = dict[str, torch.Tensor]
 
@@ -249,3 +250,16 @@ def redundant_vectors(family: Family, study: awd.Study, solved: awd.Disentangled
         c = np.broadcast_to(solved.coefficients_of(position), (rows.shape[1], len(vectors)))
         parts.append(np.einsum("rk,krn->rn", c, rows).ravel())
     return np.concatenate(parts)
+
+
+def chunk_of(base: torch.Tensor, task_vectors: torch.Tensor) -> Chunk:
+    """A vector and its task vectors, (n,) and (K, n) float64, as the pass would read them."""
+    n, rows = len(base), torch.cat([base[None], task_vectors])
+    padded = torch.zeros(len(rows), -(-n // 8) * 8, dtype=torch.float64)
+    padded[:, :n] = rows
+    offsets = np.arange(len(rows)) * padded.shape[1] * 8
+    codes = np.full(len(rows), CODES[torch.float64])
+    is_vector = np.arange(len(rows)) > 0
+    packed = Packed(padded.view(-1).view(torch.uint8), offsets, codes, is_vector, n)
+    stored = StoredTensor("w", (n,), torch.float64, Path(), 0)
+    return Chunk(stored, Span(0, 1, n), packed)

@@ -15,8 +15,7 @@ from awd_core.elements import (
     Magnitudes,
     count_as_tensors,
 )
-from awd_core.stream import Chunk
-from tests.helpers import Family, base_state, expert_states, family
+from tests.helpers import Family, base_state, chunk_of, expert_states, family
 from tests.reference import elements, merging
 
 
@@ -74,7 +73,7 @@ def test_tensor_operations_count_what_the_kernel_counts(n: int, n_experts: int) 
     vectors = torch.randn(n_experts, n, generator=generator, dtype=torch.float64) * 0.01
     vectors[torch.rand(n_experts, n, generator=generator) < 0.3] = 0.0
     magnitudes = Magnitudes(n_experts)
-    chunk = Chunk(None, 0, base[None], vectors[:, None])  # pyright: ignore[reportArgumentType]
+    chunk = chunk_of(base, vectors)
     magnitudes.add(magnitudes.part(chunk))
     follower = magnitudes.followed_by()
     if follower is None:

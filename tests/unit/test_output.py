@@ -449,12 +449,26 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(small_disk: Path, one: Famil
     assert not list(small_disk.iterdir())
 
 
-def test_a_study_on_a_full_disk_leaves_nothing_behind(small_disk: Path, tmp_path: Path) -> None:
+def enlarge(disk: Path) -> None:
+    """Give a file system of `small_disk` 8 MB."""
+    remount = 32
+    assert not ctypes.CDLL(None).mount(b"tmpfs", bytes(disk), b"tmpfs", remount, b"size=8m")
+
+
+def test_a_study_on_a_full_disk_goes_on_when_there_is_space(
+    small_disk: Path, tmp_path: Path
+) -> None:
     base = {"a.weight": torch.ones(3000, 2)}
     one = Family(tmp_path / "inputs", base, expert_states(base, 3))
-    with pytest.raises(awd.AwdError, match=r"cannot be written.*disk has space"):
+    message = r"cannot be written.*disk has space.*stays in .study.partial: run it again"
+    with pytest.raises(awd.AwdError, match=message):
         one.study(out=small_disk / "study")
-    assert not list(small_disk.iterdir())
+    assert [path.name for path in small_disk.iterdir()] == [".study.partial"]
+    enlarge(small_disk)
+    one.study(out=small_disk / "study")
+    one.study(out=tmp_path / "whole")
+    assert tree(small_disk / "study") == tree(tmp_path / "whole")
+    assert [path.name for path in small_disk.iterdir()] == ["study"]
 
 
 def test_a_write_that_fails_midway_leaves_nothing_behind(one: Family, tmp_path: Path) -> None:
