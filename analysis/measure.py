@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from analysis.view import SCOPES, Scope, View
+from awd_core.study import Study
 
 Per = Literal["part", "expert", "pair"]
 Direction = Literal["lower", "higher"]
@@ -34,6 +35,7 @@ class Measure:
         of: The values for all parts of a scope: (parts,), (parts, K) or (parts, K, K). NaN where
             the number does not exist.
         scopes: Where it is defined.
+        symmetric: Whether a pair's value is the same both ways; else (i, j) is "i, seen from j".
     """
 
     key: str
@@ -48,3 +50,8 @@ class Measure:
     source: str
     of: Of
     scopes: tuple[Scope, ...] = SCOPES
+    symmetric: bool = True
+
+    def available(self, study: Study) -> bool:
+        """Whether the study holds what it is made from."""
+        return self.needs != "spectra" or study.has_spectra

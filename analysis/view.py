@@ -86,7 +86,7 @@ class View:
             position = {label: number for number, label in enumerate(self.labels(scope))}
             return np.array([position[label] for label in self._labels[scope]], dtype=np.int64)
 
-        return self._once(("positions", scope), find)
+        return self.once(("positions", scope), find)
 
     def summed(self, values: np.ndarray, scope: Scope) -> np.ndarray:
         """Sums of per-tensor `values` over the tensors of every part, (parts, ...)."""
@@ -94,13 +94,13 @@ class View:
             return values
         if scope == "model":
             return values.sum(0, keepdims=True)
-        order, starts = self._once(("parts", scope), lambda: _parts(self.positions(scope)))
+        order, starts = self.once(("parts", scope), lambda: _parts(self.positions(scope)))
         return np.add.reduceat(values[order], starts)
 
     def moments(self, scope: Scope) -> Moments:
         """G, p = <delta, tau_k> and q = ||delta||^2 of every part."""
         tensors = self.disentangled.by_tensor
-        return self._once(
+        return self.once(
             ("moments", scope),
             lambda: Moments(
                 self.summed(tensors.grams, scope),
@@ -119,16 +119,16 @@ class View:
         moments = self.moments(scope)
         if when == "before":
             return moments.grams
-        return self._once(("grams after", scope), lambda: _disentangled(moments))
+        return self.once(("grams after", scope), lambda: _disentangled(moments))
 
     def cosines(self, scope: Scope, when: When) -> np.ndarray:
         """`cos(v_i, v_j)`, (parts, K, K); NaN where a vector is zero, 1 on the diagonal."""
-        return self._once(("cosines", scope, when), lambda: cosines(self.grams(scope, when)))
+        return self.once(("cosines", scope, when), lambda: cosines(self.grams(scope, when)))
 
     def elements(self, scope: Scope) -> ElementCounts:
         """What was counted element by element, of the task vectors before AWD, in every part."""
         counts = vars(self.study.elements).items()
-        return self._once(
+        return self.once(
             ("elements", scope),
             lambda: ElementCounts(**{name: self.summed(of, scope) for name, of in counts}),
         )
@@ -139,14 +139,14 @@ class View:
 
     def n_elements(self, scope: Scope) -> np.ndarray:
         """Number of elements, (parts,)."""
-        sizes = self._once(
+        sizes = self.once(
             "sizes", lambda: np.array([prod(tensor.shape) for tensor in self.study.tensors])
         )
         return self.summed(sizes, scope)
 
     def redundant_energies(self, scope: Scope) -> np.ndarray:
         """`sum_g c_gk ||tau_gk||^2` over the groups g of AWD, (parts, K)."""
-        by_tensor = self._once("redundant energies", self._redundant_energies)
+        by_tensor = self.once("redundant energies", self._redundant_energies)
         return self.summed(by_tensor, scope)
 
     def _redundant_energies(self) -> np.ndarray:
@@ -158,7 +158,8 @@ class View:
         energies = self.disentangled.span_coefficients * diagonal(groups.grams)
         return np.add.reduceat(energies, starts)
 
-    def _once(self, key: Any, compute: Callable[[], Result]) -> Result:
+    def once(self, key: Any, compute: Callable[[], Result]) -> Result:
+        """What was worked out under this key before, or `compute()`."""
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]

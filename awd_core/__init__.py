@@ -23,6 +23,7 @@ from awd_core.merge import merge, merged_state, plan_merge
 from awd_core.methods import METHODS, find_method
 from awd_core.progress import Progress
 from awd_core.recipe import Recipe
+from awd_core.spectra_level import collect_spectra
 from awd_core.study import Study, equalise_norms, open_study
 from awd_core.verify import Verification, verify
 
@@ -39,6 +40,7 @@ __all__ = [
     "Study",
     "Verification",
     "collect",
+    "collect_spectra",
     "disentangle",
     "equalise_norms",
     "files",

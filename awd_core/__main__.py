@@ -94,6 +94,9 @@ def collect(
     spectral: Annotated[
         bool, typer.Option("--spectral", help="Keep Grams of rotated rows, for spectral.")
     ] = False,
+    spectra: Annotated[
+        bool, typer.Option("--spectra", help="Decompose every matrix too, for spectral measures.")
+    ] = False,
     device: Device = "auto",
     events: Events = None,
     as_json: AsJson = False,
@@ -112,6 +115,15 @@ def collect(
             progress=watch.progress,
             cancel=watch.cancelled,
         )
+        if spectra:
+            study = awd.collect_spectra(
+                study,
+                opened,
+                opened_experts,
+                device=device,
+                progress=watch.progress,
+                cancel=watch.cancelled,
+            )
     result = {"study": str(study.path), "experts": study.experts, "tensors": len(study.tensors)}
     _print_result(result, as_json)
 

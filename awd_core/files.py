@@ -194,6 +194,31 @@ class Journal:
         self._last = time.monotonic()
 
 
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A file to write that becomes `out` in one step when the block ends, or leaves no trace.
+
+    Raises:
+        OutputError: `out` exists, cannot be written, or was made by somebody else meanwhile.
+    """
+    require_new(out)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _fsync(partial)
+        _rename_new(partial, out)
+    except OSError as error:
+        raise OutputError(
+            "The output cannot be written",
+            where=out,
+            received=error.strerror or error,
+            remedy="Check that the folder is writable and the disk has space.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _rename_new(partial: Path, out: Path) -> None:
     # rename() would replace an empty folder silently; a second writer may have come first.
     require_new(out)

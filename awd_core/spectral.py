@@ -9,7 +9,7 @@ One matrix at a time is in memory, in float64: its sum, one task vector, and min
 rotated rows of every expert.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,7 +33,14 @@ def spectral_grams(
     Cost: two readings of the experts and an eigendecomposition of size r.
     """
     basis, negligible = _left_basis(tensor, experts, device)
-    rotated = torch.stack([basis.T @ tau for tau in _matrices(tensor, experts, device)], dim=1)
+    return rotated_grams(basis, negligible, matrices(tensor, experts, device))
+
+
+def rotated_grams(
+    basis: torch.Tensor, negligible: torch.Tensor, vectors: Iterable[torch.Tensor]
+) -> np.ndarray:
+    """The same from a basis and the matrices tau_k."""
+    rotated = torch.stack([basis.T @ tau for tau in vectors], dim=1)
     grams = torch.bmm(rotated, rotated.transpose(1, 2))
     grams = torch.tril(grams) + torch.tril(grams, -1).transpose(1, 2)
     grams[negligible] = 0.0
@@ -54,7 +61,7 @@ def spectral_redundant(
     basis, _ = _left_basis(tensor, experts, device)
     coefficients = torch.from_numpy(np.ascontiguousarray(c.T)).to(device)[:, :, None]
     rotated = torch.zeros((basis.shape[1], tensor.matrix_shape[1]), dtype=basis.dtype).to(device)
-    for of_expert, tau in zip(coefficients, _matrices(tensor, experts, device), strict=True):
+    for of_expert, tau in zip(coefficients, matrices(tensor, experts, device), strict=True):
         rotated += of_expert * (basis.T @ tau)
     return basis @ rotated
 
@@ -76,14 +83,14 @@ def left_basis(total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _left_basis(
     tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    matrices = _matrices(tensor, experts, device)
-    total = next(matrices).clone()
-    for tau in matrices:
+    vectors = matrices(tensor, experts, device)
+    total = next(vectors).clone()
+    for tau in vectors:
         total += tau
     return left_basis(total)
 
 
-def _matrices(
+def matrices(
     tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
 ) -> Iterator[torch.Tensor]:
     """tau_k of the whole matrix, expert by expert, (rows, columns) float64."""

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from awd_core.elements import ElementCounts
 from awd_core.errors import StudyError
 from awd_core.gram import unpack
+from awd_core.spectra import Spectra
 
 SCHEMA = 2
 STUDY, GRAM, ROW_GRAM, MARKER = "study.json", "gram.safetensors", "row_gram.safetensors", "complete"
-SPECTRAL_GRAM = "spectral_gram.safetensors"
+SPECTRAL_GRAM, SPECTRA = "spectral_gram.safetensors", "spectra.safetensors"
 EQUALISED = ":equalised"
 
 
@@ -165,6 +166,24 @@ class Study:
         return unpack(self._spectral[name])
 
     @cached_property
+    def spectra(self) -> tuple[np.ndarray, Spectra]:
+        """Positions of the matrices that were decomposed, and their spectra, stacked in front.
+
+        Raises:
+            StudyError: A study without spectra, or of equalised norms.
+        """
+        if not self.has_spectra:
+            raise StudyError(
+                "This study holds no spectra",
+                where=self.path,
+                received="equalised norms" if self.scales is not None else None,
+                remedy="Collect them: `awd collect BASE EXPERT... -o STUDY --spectra`; they are"
+                " those of the task vectors as they are.",
+            )
+        arrays = dict(self._level(SPECTRA))
+        return arrays.pop("positions"), Spectra(**arrays)
+
+    @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
         return self._level(ROW_GRAM)
 
@@ -191,6 +210,11 @@ class Study:
         """Whether granularity `spectral` can be solved from this study."""
         there = self.path is not None and (self.path / SPECTRAL_GRAM).exists()
         return there and self.scales is None
+
+    @property
+    def has_spectra(self) -> bool:
+        """Whether the spectral measures are there."""
+        return self.has_spectral and self.path is not None and (self.path / SPECTRA).exists()
 
     @property
     def collected_digest(self) -> str:

@@ -3,6 +3,7 @@
 from analysis.measure import Measure
 from analysis.measures import (
     cosine,
+    effective_rank,
     element_agreement,
     energy_share,
     mean_absolute_cosine,
@@ -12,6 +13,9 @@ from analysis.measures import (
     redundant_norm,
     retained_signal,
     sign_conflict,
+    singular_task_interference,
+    spectral_overcounting,
+    subspace_alignment,
     tall_masks,
     task_vector_norm,
 )
@@ -29,6 +33,10 @@ MEASURES: tuple[Measure, ...] = (
     *retained_signal.MEASURES,
     *merged_norm.MEASURES,
     *energy_share.MEASURES,
+    *effective_rank.MEASURES,
+    *singular_task_interference.MEASURES,
+    *subspace_alignment.MEASURES,
+    *spectral_overcounting.MEASURES,
 )
 
 BY_KEY: dict[str, Measure] = {measure.key: measure for measure in MEASURES}

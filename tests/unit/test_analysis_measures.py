@@ -20,6 +20,8 @@ from tests.analysis_studies import SHAPES, base_weights, collected, random_vecto
 from tests.reference import elements
 
 MULTIPLIERS = np.array([0.3, 0.5, 0.2, 0.4])
+# Those of spectra are in test_spectra.py.
+PLAIN = [one for one in MEASURES if one.needs != "spectra"]
 VECTORS = random_vectors(len(MULTIPLIERS), seed=1)
 
 PARTS: dict[Scope, dict[str, list[str]]] = {
@@ -242,11 +244,11 @@ ORACLES: dict[str, Callable[[Part], np.ndarray | float]] = {
 
 
 def test_every_measure_has_an_oracle() -> None:
-    assert set(ORACLES) == {one.key for one in MEASURES}
+    assert set(ORACLES) == {one.key for one in PLAIN}
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("one", MEASURES, ids=lambda one: one.key)
+@pytest.mark.parametrize("one", PLAIN, ids=lambda one: one.key)
 def test_measure_equals_its_definition_on_the_vectors(
     view: View, one: Measure, scope: Scope
 ) -> None:
@@ -364,7 +366,7 @@ def test_zero_vectors_have_no_cosine_before_or_after(with_gaps: View) -> None:
         assert mean[block["block 0"]] == pytest.approx(single_pair, rel=1e-12)
 
 
-@pytest.mark.parametrize("one", MEASURES, ids=lambda one: one.key)
+@pytest.mark.parametrize("one", PLAIN, ids=lambda one: one.key)
 def test_missing_numbers_are_nan_and_warn_of_nothing(with_gaps: View, one: Measure) -> None:
     for scope in SCOPES:  # a warning is an error here
         found = one.of(with_gaps, scope)
@@ -377,7 +379,7 @@ def test_missing_numbers_are_nan_and_warn_of_nothing(with_gaps: View, one: Measu
         np.testing.assert_equal(one.of(with_gaps, "model")[0, 3], expected)
 
 
-@pytest.mark.parametrize("one", MEASURES, ids=lambda one: one.key)
+@pytest.mark.parametrize("one", PLAIN, ids=lambda one: one.key)
 def test_one_expert_has_no_pairs_and_keeps_all_it_has(tmp_path: Path, one: Measure) -> None:
     study = collected(tmp_path, random_vectors(1, seed=4))
     view = View(study, awd.disentangle(study), np.ones(1))

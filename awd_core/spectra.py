@@ -1,0 +1,173 @@
+"""Singular vectors of task vectors: who uses whose directions, and how strongly.
+
+For every matrix that an expert changes, Delta_k = tau_k = U_k S_k V_k^T. Kept of each expert are
+the q = floor(r / K) leading triplets, r = min(rows, columns), as TSV-M keeps them. What comes of
+them is small and stays with the study; the vectors themselves are not kept.
+
+Matrices whose short side is at most `EXACT_SIDE` are decomposed in full; larger ones by a
+randomised SVD (Halko et al., arXiv 0909.4061) of q + OVERSAMPLING directions.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from awd_core.spectral import left_basis, rotated_grams
+
+EXACT_SIDE = 512
+OVERSAMPLING = 32
+POWER_ITERATIONS = 4
+# Triplets whose singular value is below this share of the largest are rounding: an expert of rank
+# 16 has 16 directions, and any basis of the rest is as good as any other.
+NEGLIGIBLE = 1e-4
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """What is kept of the singular vectors of one matrix, or of many with an axis in front.
+
+    Attributes:
+        values: Singular values of every expert, falling; NaN where not found. (K, r) float32.
+        strengths: Sum of the kept singular values of every expert, (K,).
+        counts: Kept triplets of every expert, at most q, (K,) int64.
+        blocks: Sums of absolute entries of the blocks of singular task interference, (K, K).
+        contributions: The same of what expert m contributes to block (i, j), at [m, i, j].
+        aligned: `||U_j^T Delta_i||^2` at [i, j], U_j the kept left vectors, (K, K).
+    """
+
+    values: np.ndarray
+    strengths: np.ndarray
+    counts: np.ndarray
+    blocks: np.ndarray
+    contributions: np.ndarray
+    aligned: np.ndarray
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The leading singular triplets of one matrix.
+
+    Attributes:
+        values: All singular values that were found, falling, (<= r,) float64.
+        left: Leading left singular vectors, (rows, q); zero where negligible.
+        strengths: Their singular values, (q,); zero where negligible.
+        right: Leading right singular vectors, (columns, q); zero where negligible.
+    """
+
+    values: torch.Tensor
+    left: torch.Tensor
+    strengths: torch.Tensor
+    right: torch.Tensor
+
+
+def leading_triplets(matrix: torch.Tensor, count: int, seed: int, exact: bool) -> Leading:
+    """The `count` leading singular triplets of a matrix, in float64.
+
+    Args:
+        matrix: (rows, columns) float64.
+        count: q.
+        seed: Decides the draws of the randomised decomposition.
+        exact: Whether to decompose in full, by an eigendecomposition of the smaller Gram matrix.
+            That squares the condition number: singular values below 1e-8 of the largest are lost.
+    """
+    if exact:
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        squares, vectors = torch.linalg.eigh(short @ short.T)
+        values = squares.flip(0).clamp(min=0).sqrt()
+        near = vectors.flip(1)[:, :count]
+    else:
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        devices = [] if matrix.device.type == "cpu" else [matrix.device]
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            near, values, _ = torch.svd_lowrank(
+                short.float(), min(count + OVERSAMPLING, *short.shape), POWER_ITERATIONS
+            )
+        near, values = near[:, :count].double(), values.double()
+    strengths = values[:count]
+    kept = strengths > NEGLIGIBLE * strengths[:1]
+    strengths, near = strengths * kept, near * kept
+    far = (short.T @ near) / torch.where(kept, strengths, 1.0)
+    left, right = (near, far) if short is matrix else (far, near)
+    return Leading(values, left, strengths, right)
+
+
+def interference_blocks(triplets: Sequence[Leading]) -> tuple[np.ndarray, np.ndarray]:
+    """Singular task interference `E = (U^T U - I) S (V^T V - I)`, and who causes which part of it.
+
+    U = [U_1 .. U_K], V = [V_1 .. V_K] side by side, S = diag of all kept singular values. Block
+    (i, j) of E is `U_i^T (sum over m not in {i, j} of Delta_m) V_j` with truncated Delta_m, so
+    expert m contributes `U_i^T Delta_m V_j` to it.
+
+    Returns:
+        Sums of absolute entries of every block of E, (K, K), and of every contribution at
+        [m, i, j], (K, K, K), zero where m is i or j. Gargiulo et al., arXiv 2412.00081.
+    """
+    n_experts, count = len(triplets), len(triplets[0].strengths)
+    left = torch.cat([one.left for one in triplets], dim=1)
+    right = torch.cat([one.right for one in triplets], dim=1)
+    between_left, between_right = left.T @ left, right.T @ right
+    total = torch.zeros_like(between_left)
+    parts = np.zeros((n_experts, n_experts, n_experts))
+    for m, one in enumerate(triplets):
+        own = slice(m * count, (m + 1) * count)
+        part = (between_left[:, own] * one.strengths) @ between_right[own]
+        part[own] = 0.0
+        part[:, own] = 0.0
+        total += part
+        parts[m] = _block_sums(part, n_experts)
+    return _block_sums(total, n_experts), parts
+
+
+def _block_sums(matrix: torch.Tensor, n_experts: int) -> np.ndarray:
+    count = len(matrix) // n_experts
+    blocks = matrix.abs().view(n_experts, count, n_experts, count)
+    return blocks.sum((1, 3)).cpu().numpy()
+
+
+def matrix_spectra(
+    name: str, n_experts: int, sweep: Callable[[], Iterable[torch.Tensor]]
+) -> tuple[Spectra, np.ndarray]:
+    """Everything of one matrix: its `Spectra`, and the Grams of its rotated rows.
+
+    Args:
+        name: Of the tensor; decides the draws of a randomised decomposition.
+        n_experts: K.
+        sweep: Starts the matrices tau_k anew, (rows, columns) float64, expert by expert.
+
+    Returns:
+        The second is what `awd_core.spectral.spectral_grams` returns.
+
+    Cost: two sweeps, K decompositions and one of the sum.
+    """
+    found: list[Leading] = []
+    total: torch.Tensor | None = None
+    for k, tau in enumerate(sweep()):
+        short_side = min(tau.shape)
+        count = max(1, short_side // n_experts)
+        found.append(leading_triplets(tau, count, _seed(name, k), short_side <= EXACT_SIDE))
+        total = tau.clone() if total is None else total.add_(tau)
+    assert total is not None
+    blocks, contributions = interference_blocks(found)
+    left = torch.cat([one.left for one in found], dim=1)
+    aligned = []
+    for tau in sweep():
+        energies = (left.T @ tau).square().sum(1)
+        aligned.append(energies.view(n_experts, -1).sum(1).cpu().numpy())
+    spectra = Spectra(
+        values=torch.stack([one.values for one in found]).cpu().numpy().astype(np.float32),
+        strengths=np.array([float(one.strengths.sum()) for one in found]),
+        counts=np.array([int((one.strengths > 0).sum()) for one in found]),
+        blocks=blocks,
+        contributions=contributions,
+        aligned=np.stack(aligned),
+    )
+    basis, negligible = left_basis(total)
+    return spectra, rotated_grams(basis, negligible, sweep())
+
+
+def _seed(name: str, expert: int) -> int:
+    return crc32(f"{expert} {name}".encode())

@@ -1,0 +1,134 @@
+"""The spectra of a study: a level of its own, collected on demand and kept beside the Grams."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from awd_core import files
+from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from awd_core.errors import MismatchError, StudyError
+from awd_core.gram import pack
+from awd_core.progress import CancelFn, ProgressFn, Reporter
+from awd_core.spectra import Spectra, matrix_spectra
+from awd_core.spectral import matrices
+from awd_core.stream import resolve_device
+from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
+
+# Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
+MOST_HELD = 1 << 28
+
+
+def collect_spectra(
+    study: Study,
+    base: Checkpoint | None = None,
+    experts: Sequence[Checkpoint] = (),
+    *,
+    device: str = "auto",
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+) -> Study:
+    """Decompose every matrix and keep what the spectral measures need beside the study.
+
+    Never done twice. With it comes the spectral level, which granularity `spectral` needs.
+
+    Args:
+        study: A study on disk.
+        base: Its base; opened where the study remembers it if left out.
+        experts: Its experts, in order; opened if left out.
+        device: `auto`, `cpu` or `cuda`.
+        progress: Called after each matrix.
+        cancel: Polled after each matrix.
+
+    Returns:
+        The study, opened again.
+
+    Raises:
+        StudyError: The study has no folder, or no matrix that changes.
+        MismatchError: The weights are not those of the study.
+        Cancelled: `cancel` returned True; the study is as it was.
+
+    Cost: for every matrix K + 1 eigendecompositions of its short side, or K randomised ones.
+    """
+    if study.path is None or study.scales is not None:
+        raise StudyError(
+            "Spectra are collected for a study on disk, of task vectors as they are",
+            where=study.path,
+            remedy="Open the study's folder, without equalised norms.",
+        )
+    if study.has_spectra:
+        return study
+    base = base or open_checkpoint(study.base.source)
+    experts = experts or [open_checkpoint(source.source) for source in study.sources]
+    for checkpoint, info in zip((base, *experts), (study.base, *study.sources), strict=True):
+        _require_same(checkpoint, info)
+    found, rotated = _all_spectra(study, base, experts, resolve_device(device), progress, cancel)
+    if not (study.path / SPECTRAL_GRAM).exists():
+        with files.whole_file(study.path / SPECTRAL_GRAM) as file:
+            save_file(rotated, file)
+    with files.whole_file(study.path / SPECTRA) as file:
+        save_file(found, file)
+    return open_study(study.path)
+
+
+def _all_spectra(
+    study: Study,
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    device: torch.device,
+    progress: ProgressFn | None,
+    cancel: CancelFn | None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    changed = [
+        position
+        for position, tensor in enumerate(study.tensors)
+        if tensor.is_matrix and study.grams[position].any()
+    ]
+    stored = [base.stored[study.tensors[position].name] for position in changed]
+    report = Reporter(
+        "Decomposing matrices", sum(tensor.n_bytes for tensor in stored), progress, cancel
+    )
+    found: list[Spectra] = []
+    rotated: dict[str, np.ndarray] = {}
+    for tensor in stored:
+        spectra, grams = _spectra(tensor, experts, device)
+        found.append(spectra)
+        rotated[tensor.name] = pack(grams)
+        report.advance(tensor.n_bytes, tensor.name)
+    if not found:
+        raise StudyError(
+            "No expert changes a matrix, so there is nothing to decompose", where=study.path
+        )
+    return _stacked(found) | {"positions": np.array(changed, dtype=np.int64)}, rotated
+
+
+def _spectra(
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+) -> tuple[Spectra, np.ndarray]:
+    if 8 * tensor.n_elements * len(experts) <= MOST_HELD:
+        held = list(matrices(tensor, experts, device))
+        return matrix_spectra(tensor.name, len(experts), lambda: held)
+    return matrix_spectra(tensor.name, len(experts), lambda: matrices(tensor, experts, device))
+
+
+def _stacked(found: Sequence[Spectra]) -> dict[str, np.ndarray]:
+    """Arrays over all matrices; singular values of the shorter ones end in NaN."""
+    longest = max(one.values.shape[1] for one in found)
+    values = np.full((len(found), len(found[0].values), longest), np.nan, dtype=np.float32)
+    for position, one in enumerate(found):
+        values[position, :, : one.values.shape[1]] = one.values
+    names = [name for name in vars(found[0]) if name != "values"]
+    arrays = {name: np.stack([getattr(one, name) for one in found]) for name in names}
+    return arrays | {"values": values}
+
+
+def _require_same(checkpoint: Checkpoint, info: SourceInfo) -> None:
+    if checkpoint.fingerprint != info.fingerprint:
+        raise MismatchError(
+            "These are not the weights of the study",
+            where=info.label,
+            received=f"fingerprint {checkpoint.fingerprint[:12]} at {checkpoint.source}",
+            expected=f"fingerprint {info.fingerprint[:12]}",
+            remedy="Give the checkpoints the study was collected from, or collect it again.",
+        )
