@@ -129,13 +129,14 @@ def _block_sums(matrix: torch.Tensor, n_experts: int) -> np.ndarray:
 
 
 def matrix_spectra(
-    name: str, n_experts: int, sweep: Callable[[], Iterable[torch.Tensor]]
+    name: str, n_experts: int, side: int, sweep: Callable[[], Iterable[torch.Tensor]]
 ) -> tuple[Spectra, np.ndarray]:
     """Everything of one matrix: its `Spectra`, and the Grams of its rotated rows.
 
     Args:
         name: Of the tensor; decides the draws of a randomised decomposition.
         n_experts: K.
+        side: r of the whole matrix. Rows of zeros may be left out of what follows.
         sweep: Starts the matrices tau_k anew, (rows, columns) float64, expert by expert.
 
     Returns:
@@ -146,9 +147,8 @@ def matrix_spectra(
     found: list[Leading] = []
     total: torch.Tensor | None = None
     for k, tau in enumerate(sweep()):
-        short_side = min(tau.shape)
-        count = max(1, short_side // n_experts)
-        found.append(leading_triplets(tau, count, _seed(name, k), short_side <= EXACT_SIDE))
+        count = min(max(1, side // n_experts), *tau.shape)
+        found.append(leading_triplets(tau, count, _seed(name, k), min(tau.shape) <= EXACT_SIDE))
         total = tau.clone() if total is None else total.add_(tau)
     assert total is not None
     blocks, contributions = interference_blocks(found)
@@ -166,7 +166,8 @@ def matrix_spectra(
         aligned=np.stack(aligned),
     )
     basis, negligible = left_basis(total)
-    return spectra, rotated_grams(basis, negligible, sweep())
+    grams = rotated_grams(basis, negligible, sweep())
+    return spectra, np.pad(grams, ((0, side - len(grams)), (0, 0), (0, 0)))
 
 
 def _seed(name: str, expert: int) -> int:

@@ -1,6 +1,7 @@
 """The spectra of a study: a level of its own, collected on demand and kept beside the Grams."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from awd_core.stream import resolve_device
 from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
-MOST_HELD = 1 << 28
+MOST_HELD = 1 << 29
+# Matrices that are decomposed beside one another.
+WORKERS = 2
 
 
 def collect_spectra(
@@ -91,11 +94,17 @@ def _all_spectra(
     )
     found: list[Spectra] = []
     rotated: dict[str, np.ndarray] = {}
-    for tensor in stored:
-        spectra, grams = _spectra(tensor, experts, device)
-        found.append(spectra)
-        rotated[tensor.name] = pack(grams)
-        report.advance(tensor.n_bytes, tensor.name)
+    # One matrix leaves cores idle in its eigendecompositions; the next one fills them.
+    with ThreadPoolExecutor(WORKERS if device.type == "cpu" else 1) as pool:
+        running = pool.map(lambda tensor: _spectra(tensor, experts, device), stored)
+        try:
+            for tensor, (spectra, grams) in zip(stored, running, strict=True):
+                found.append(spectra)
+                rotated[tensor.name] = pack(grams)
+                report.advance(tensor.n_bytes, tensor.name)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     if not found:
         raise StudyError(
             "No expert changes a matrix, so there is nothing to decompose", where=study.path
@@ -106,10 +115,36 @@ def _all_spectra(
 def _spectra(
     tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
 ) -> tuple[Spectra, np.ndarray]:
-    if 8 * tensor.n_elements * len(experts) <= MOST_HELD:
-        held = list(matrices(tensor, experts, device))
-        return matrix_spectra(tensor.name, len(experts), lambda: held)
-    return matrix_spectra(tensor.name, len(experts), lambda: matrices(tensor, experts, device))
+    side = min(tensor.matrix_shape)
+    moved = _moved_rows(matrices(tensor, experts, device))
+    if moved is None:
+        return matrix_spectra(
+            tensor.name, len(experts), side, lambda: matrices(tensor, experts, device)
+        )
+    return matrix_spectra(tensor.name, len(experts), side, lambda: moved)
+
+
+def _moved_rows(vectors: Iterable[torch.Tensor]) -> list[torch.Tensor] | None:
+    """The rows that any expert moves, of every expert; None where that is too much to hold.
+
+    Rows of zeros change no singular value and no product. Of an embedding only the rows of tokens
+    that were seen in training are left.
+    """
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    n_bytes = 0
+    for tau in vectors:
+        rows = tau.any(1).nonzero()[:, 0]
+        n_bytes += 8 * rows.numel() * tau.shape[1]
+        if n_bytes > MOST_HELD:
+            return None
+        held.append((rows, tau[rows]))
+    union = torch.unique(torch.cat([rows for rows, _ in held]))
+    found = []
+    for rows, own in held:
+        whole = own.new_zeros((len(union), own.shape[1]))
+        whole[torch.searchsorted(union, rows)] = own
+        found.append(whole)
+    return found
 
 
 def _stacked(found: Sequence[Spectra]) -> dict[str, np.ndarray]:

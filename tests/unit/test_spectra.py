@@ -174,7 +174,7 @@ def test_large_matrices_count_what_was_not_found_as_flat(monkeypatch: pytest.Mon
     monkeypatch.setattr(core, "OVERSAMPLING", 4)
     rng = np.random.default_rng(6)
     held = [torch.from_numpy(rng.standard_normal((40, 60))) for _ in range(4)]
-    found, grams = matrix_spectra("w", 4, lambda: held)
+    found, grams = matrix_spectra("w", 4, 40, lambda: held)
     assert found.values.shape == (4, 14)
     assert grams.shape == (40, 4, 4)
 
@@ -207,3 +207,26 @@ def test_spectra_of_other_weights_are_refused(tmp_path: Path) -> None:
         awd.collect_spectra(study, awd.open_checkpoint(tmp_path / "one" / "base"), experts)
     with pytest.raises(StudyError, match="as they are"):
         awd.collect_spectra(awd.equalise_norms(study))
+
+
+def test_rows_that_nobody_moves_change_nothing(tmp_path: Path) -> None:
+    """Six of nine rows are moved; the shape of the whole matrix decides r and the chance level."""
+    rng = np.random.default_rng(8)
+    tau = np.zeros((3, 9, 7))
+    tau[:, [0, 2, 3, 5, 7, 8]] = np.round(rng.standard_normal((3, 6, 7)) * 256) / 256
+    tau[1, [0, 5]] = 0.0
+    study = awd.collect_spectra(collected(tmp_path, {"embeddings.w.weight": tau}))
+    view = View(study, awd.no_redundancy(study), MULTIPLIERS)
+    expected = np.abs(spectral.interference(tau)).sum()
+    kept = sum(s.sum() for _, s, _ in spectral.truncated(tau))
+    found = of_model(view, "singular_task_interference")
+    np.testing.assert_allclose(found, expected / kept, rtol=1e-9)
+    assert study.spectral_gram("embeddings.w.weight").shape == (7, 3, 3)
+    shares = [spectral.alignment(matrix, tau.sum(0)) for matrix in tau]
+    np.testing.assert_allclose(
+        of_model(view, "subspace_alignment"), [share for share, _ in shares], rtol=1e-9
+    )
+    chance = of_model(view, "subspace_alignment_by_chance")
+    np.testing.assert_allclose(chance, np.sqrt(shares[0][1] / 9), rtol=1e-12)
+    solved = awd.disentangle(study, "spectral", steps=20)
+    assert np.isfinite(solved.redundant_norm)
