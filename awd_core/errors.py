@@ -26,7 +26,8 @@ class AwdError(Exception):
         self.received = None if received is None else str(received)
         self.expected = None if expected is None else str(expected)
         self.remedy = remedy
-        super().__init__(self._sentence())
+        # Names from outside may hold what no terminal can print.
+        super().__init__(self._sentence().encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def _sentence(self) -> str:
         parts = [self.problem.rstrip(".") + "."]

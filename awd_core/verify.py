@@ -116,7 +116,8 @@ def _inputs(provenance: dict[str, Any]) -> Check:
     changed, missing, same = [], [], 0
     for source in provenance["inputs"]:
         for file_name, expected in source["sha256"].items():
-            file = Path(source["path"]) / file_name
+            file = Path(source["path"])
+            file = file / file_name if file.is_dir() else file
             if not file.is_file():
                 missing.append(f"{source['label']}/{file_name}")
             elif files.sha256(file) != expected:

@@ -14,6 +14,7 @@ import torch
 from awd_core import files
 from awd_core.card import model_card
 from awd_core.checkpoints import StoredTensor
+from awd_core.checkpoints.folder import inside
 from awd_core.checkpoints.header import DTYPE_CODES
 from awd_core.checkpoints.weights import INDEX, SINGLE
 
@@ -40,7 +41,7 @@ def write_model(folder: Path, plan: "Plan", tensors: Tensors) -> None:
     metadata = {"format": "pt", "awd_recipe": plan.recipe.model_dump_json(exclude_defaults=True)}
     by_file = groupby(tensors, key=lambda pair: pair[0].file)
     for source, group in by_file:
-        name = SINGLE if single else source.name
+        name = SINGLE if single else _shard_name(source)
         own = [tensor for tensor in plan.tensors if tensor.file == source]
         specs = [(tensor.name, tensor.shape, plan.out_dtype(tensor)) for tensor in own]
         sizes += [tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in own]
@@ -111,7 +112,13 @@ def sidecars(base: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in relative.parts)
         weights = file.suffix in _NOT_SIDECARS
         if file.is_file() and not hidden and not weights and relative.name not in _OF_THE_BASE:
+            inside(file.parent, file.name, home=base)
             yield relative
+
+
+def _shard_name(source: Path) -> str:
+    # A shard of a `.bin` becomes one of safetensors.
+    return f"{source.stem.replace('pytorch_model', 'model')}.safetensors"
 
 
 def _copy_sidecars(plan: "Plan", folder: Path) -> None:
@@ -119,7 +126,7 @@ def _copy_sidecars(plan: "Plan", folder: Path) -> None:
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plan.base.path / relative, target)
-    if plan.recipe.dtype != "base":
+    if plan.recipe.dtype != "base" and plan.base.config:
         config = dict(plan.base.config)
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = plan.recipe.dtype

@@ -35,7 +35,7 @@ class Checkpoint(abc.ABC):
     Attributes:
         label: Short name for charts and messages.
         source: What opens it again: an absolute path, a hub id, or `zoo:NAME`.
-        path: The folder on this machine.
+        path: The folder on this machine; the file, for weights without a folder.
         stored: Every tensor in its files, by name, in file order.
         config: `config.json` (or `adapter_config.json`) as it stands.
     """

@@ -7,6 +7,7 @@ outside, so every number in it is checked before it is used.
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 
 import torch
 
+from awd_core.checkpoints.folder import unique_names
 from awd_core.errors import CheckpointError
 
 # The limit of the format's own reference reader; a longer claim is damage or an attack.
 MAX_HEADER_BYTES = 100_000_000
+# torch's own limit; without one a list of a million sizes would be multiplied for minutes.
+MAX_DIMENSIONS = 64
+# A tensor without elements may have a size of any length; this one still fits in memory.
+MAX_EMPTY_SIZE = 1 << 20
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -26,6 +32,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -35,8 +44,11 @@ DTYPES: dict[str, torch.dtype] = {
     "U32": torch.uint32,
     "U64": torch.uint64,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Several elements in a byte: always quantised weights, of which no difference can be taken.
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
             remedy="Check that the file exists and that you may read it.",
         ) from error
     try:
-        header = json.loads(raw, object_pairs_hook=_unique_keys)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise _broken(file, f"a header that is not JSON ({error})", "a JSON object") from error
     if not isinstance(header, dict):
@@ -122,22 +134,20 @@ def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, file_bytes
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        raise ValueError("the same tensor name stands in it twice")
-    return keys
-
-
 def _entry(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
+        if entry["dtype"] in _PACKED:
+            raise _quantised(file, name, entry["dtype"])
         dtype = DTYPES[entry["dtype"]]
-        shape = tuple(_natural(size) for size in entry["shape"])
+        shape = tuple(_natural(size) for size in entry["shape"][:MAX_DIMENSIONS])
         begin, end = (_natural(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+        name.encode("utf-8")  # half a surrogate pair is JSON, and no name
+        if len(entry["shape"]) > len(shape) or (0 in shape and max(shape) > MAX_EMPTY_SIZE):
+            raise ValueError("the shape is no shape")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _broken(
             file,
-            f"entry {str(entry)[:200]!r} for tensor {name!r}",
+            f"entry {_shown(entry)} for tensor {name!r}",
             "dtype, shape and data_offsets of a supported type",
         ) from error
     tensor = StoredTensor(name, shape, dtype, file, data_start + begin)
@@ -154,6 +164,13 @@ def _natural(value: Any) -> int:
     if type(value) is not int or value < 0 or value >= 2**63:
         raise ValueError(f"{value!r} is not a size")
     return value
+
+
+def _shown(entry: Any) -> str:
+    try:
+        return repr(str(entry)[:200])
+    except RecursionError:
+        return "of great depth"
 
 
 def _check_layout(
@@ -175,6 +192,16 @@ def _check_layout(
             expected=f"{end:,} bytes, as its header says",
             remedy="Download or copy the file again.",
         )
+
+
+def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        "These weights are quantised",
+        where=f"{file}, tensor {name!r}",
+        received=f"type {dtype}, several elements in a byte",
+        expected="floating-point weights",
+        remedy="Merge the model that it was quantised from, and quantise the merged one.",
+    )
 
 
 def _broken(file: Path, received: str, expected: str) -> CheckpointError:
@@ -201,15 +228,33 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
     buffer = bytearray((stop - start) * row_bytes)
     if not buffer:
         return torch.empty((stop - start, columns), dtype=tensor.dtype)
+    view, done = memoryview(buffer), 0
+    with _reading(tensor), tensor.file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.offset + start * row_bytes)
+        while done < len(buffer):
+            count = stream.readinto(view[done:])
+            if not count:
+                raise OSError("the file ended early")
+            done += count
+    return torch.frombuffer(buffer, dtype=tensor.dtype).view(stop - start, columns)
+
+
+def sample_bytes(tensor: StoredTensor, block: int = 4096) -> Iterator[bytes]:
+    """First, middle and last `block` bytes of a tensor: what a quick fingerprint looks at.
+
+    Raises:
+        CheckpointError: The file could not be read.
+    """
+    with _reading(tensor), tensor.file.open("rb") as stream:
+        for position in (0, (tensor.n_bytes - block) // 2, tensor.n_bytes - block):
+            stream.seek(tensor.offset + max(0, position))
+            yield stream.read(min(block, tensor.n_bytes))
+
+
+@contextmanager
+def _reading(tensor: StoredTensor) -> Iterator[None]:
     try:
-        with tensor.file.open("rb", buffering=0) as stream:
-            stream.seek(tensor.offset + start * row_bytes)
-            view, done = memoryview(buffer), 0
-            while done < len(buffer):
-                count = stream.readinto(view[done:])
-                if not count:
-                    raise OSError("the file ended early")
-                done += count
+        yield
     except OSError as error:
         raise CheckpointError(
             "A weight file cannot be read to the end",
@@ -217,12 +262,3 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
             received=error.strerror or error,
             remedy="Check the disk, then download or copy the file again.",
         ) from error
-    return torch.frombuffer(buffer, dtype=tensor.dtype).view(stop - start, columns)
-
-
-def sample_bytes(tensor: StoredTensor, block: int = 4096) -> Iterator[bytes]:
-    """First, middle and last `block` bytes of a tensor: what a quick fingerprint looks at."""
-    with tensor.file.open("rb") as stream:
-        for position in (0, (tensor.n_bytes - block) // 2, tensor.n_bytes - block):
-            stream.seek(tensor.offset + max(0, position))
-            yield stream.read(min(block, tensor.n_bytes))

@@ -1,4 +1,7 @@
-"""Experts that are PEFT LoRA adapters: tau = s B A for the adapted weights, zero elsewhere."""
+"""Experts that are PEFT LoRA adapters: tau = s B A for the adapted weights, zero elsewhere.
+
+A task vector stays a pair of factors; only the rows at hand are multiplied out.
+"""
 
 import hashlib
 import json
@@ -12,33 +15,50 @@ from typing import Any
 import torch
 
 from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
+from awd_core.checkpoints.folder import inside, read_json
 from awd_core.checkpoints.header import StoredTensor, read_header, read_rows
-from awd_core.checkpoints.weights import read_config
+from awd_core.checkpoints.lora_config import refuse_variants, scaling
+from awd_core.checkpoints.pickled import read_pickled
+from awd_core.checkpoints.weights import WeightTensor
 from awd_core.errors import CheckpointError, MismatchError
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-_FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 
-# Settings under which s B A is not the whole task vector; each is refused by name.
-_UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "modules_to_save": "fully trained modules (modules_to_save)",
-    "bias": "trained biases (bias)",
-    "layer_replication": "layer replication",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "LoRA on raw parameters (target_parameters)",
-    "megatron_config": "Megatron layers",
-    "alora_invocation_tokens": "activated LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "arrow_config": "routed adapters (Arrow)",
-}
-# Ways to start the factors that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) subtract
-# what the factors start from, so that s B A is not the difference to the base on disk.
-_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Elements of a product that are multiplied out in one go. Always the same rows together, whatever
+# rows were asked for: the last bit of a product can depend on how many rows it has.
+_BLOCK_ELEMENTS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of one adapted weight, as stored.
+
+    Attributes:
+        a: A, (r, in).
+        b: B, (out, r).
+        scaling: s = alpha / r (alpha / sqrt(r) with rsLoRA).
+        transposed: Whether tau = s (B A)^T, where its shape does not tell: for embeddings, and
+            for linear layers with `fan_in_fan_out`.
+    """
+
+    a: StoredTensor
+    b: StoredTensor
+    scaling: float
+    transposed: bool
+
+    def is_transposed(self, shape: tuple[int, ...]) -> bool | None:
+        """Whether tau of this shape is s (B A)^T; None when the factors do not fit it.
+
+        `fan_in_fan_out` holds for a whole adapter, also where only some layers are transposed; as
+        in PEFT, the layer itself decides, which shows in the shape unless it is square.
+        """
+        plain = (self.b.shape[0], self.a.shape[1])
+        if plain == shape and plain[::-1] == shape:
+            return self.transposed
+        return True if plain[::-1] == shape else False if plain == shape else None
 
 
 @dataclass(frozen=True)
@@ -56,18 +76,57 @@ class ZeroTensor(ExpertTensor):
 
 @dataclass(frozen=True)
 class LoraTensor(ExpertTensor):
-    """One adapted weight: the product s B A, (rows, columns), float32."""
+    """One adapted weight.
 
-    product: torch.Tensor
-    dtype: torch.dtype
+    Attributes:
+        left: s B, (rows, r), float64; s A^T when transposed.
+        right: A, (r, columns), float64; B^T when transposed.
+        factors: Where they are stored.
+        base: The adapted tensor.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    factors: Factors
+    base: StoredTensor
 
     def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
-        """Rows of s B A."""
-        return self.product[start:stop].to(base.device)
+        """Rows of s B A, in float64."""
+        step = max(1, _BLOCK_ELEMENTS // max(1, self.right.shape[1]))
+        first = start // step * step
+        left, right = self.left.to(base.device), self.right.to(base.device)
+        blocks = [left[at : at + step] @ right for at in range(first, stop, step)]
+        return torch.cat(blocks)[start - first : stop - first] if blocks else base
 
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
-        """Rows of theta_0 + s B A rounded to the base's type, as PEFT's own merge gives it."""
-        return (base + self.task_vector(start, stop, base)).to(self.dtype).to(torch.float64)
+        """Rows of theta_0 + s B A in the base's type, bit for bit as PEFT's own merge gives it."""
+        merged = base + self._product_of_peft[start:stop].to(base.device)
+        return merged.to(self.base.dtype).to(torch.float64)
+
+    @cached_property
+    def _product_of_peft(self) -> torch.Tensor:
+        """s B A as `merge_and_unload` takes it: float32, over the whole tensor."""
+        product = _whole(self.factors.b) @ _whole(self.factors.a)
+        if self.factors.is_transposed(self.base.shape):
+            product = product.T
+        return product * self.factors.scaling
+
+
+@dataclass(frozen=True)
+class AdaptedWeightTensor(ExpertTensor):
+    """A weight that the adapter holds whole, with factors on top of it."""
+
+    whole: WeightTensor
+    adapted: LoraTensor
+
+    def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
+        """Rows of theta + s B A - theta_0."""
+        change = self.whole.task_vector(start, stop, base)
+        return change + self.adapted.task_vector(start, stop, base)
+
+    def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
+        """Rows of theta + s B A."""
+        return self.adapted.weights(start, stop, self.whole.weights(start, stop, base))
 
 
 @dataclass(frozen=True)
@@ -75,12 +134,12 @@ class LoraCheckpoint(Checkpoint):
     """A plain LoRA adapter.
 
     Attributes:
-        factors: For every adapted weight of the base, its stored (A, B).
-        scaling: For every adapted weight, s = alpha / r (alpha / sqrt(r) with rsLoRA).
+        factors: The factors of every adapted weight of the base.
+        replaced: Tensors that the adapter holds whole (`modules_to_save`), instead of the base's.
     """
 
-    factors: Mapping[str, tuple[StoredTensor, StoredTensor]]
-    scaling: Mapping[str, float]
+    factors: Mapping[str, Factors]
+    replaced: Mapping[str, StoredTensor]
 
     @property
     def kind(self) -> str:
@@ -94,36 +153,43 @@ class LoraCheckpoint(Checkpoint):
 
     @cached_property
     def fingerprint(self) -> str:
-        """As of any checkpoint, with the scaling."""
-        scaling = json.dumps(sorted(self.scaling.items()))
-        return hashlib.sha256(f"{super().fingerprint}|{scaling}".encode()).hexdigest()
+        """As of any checkpoint, with what the configuration makes of the factors."""
+        settings = sorted((name, f.scaling, f.transposed) for name, f in self.factors.items())
+        whole = f"{super().fingerprint}|{json.dumps(settings)}"
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def tensor(self, base: StoredTensor) -> ExpertTensor:
-        """s B A for an adapted weight, else zero.
-
-        The product is taken in float32 over the whole tensor, the operation that PEFT's
-        `merge_and_unload` does, so that chunking never changes a bit.
+        """s B A for an adapted weight, the stored tensor for a replaced one, else zero.
 
         Raises:
-            MismatchError: The factors do not have the shape of the base's weight.
+            MismatchError: What is stored does not have the shape of the base's weight.
         """
-        if base.name not in self.factors:
-            return ZeroTensor()
-        factor_a, factor_b = self.factors[base.name]
-        if (factor_b.shape[0], factor_a.shape[1]) != base.shape:
-            raise MismatchError(
-                "Adapter and base do not match",
-                where=f"tensor {base.name!r} of expert {self.label!r}",
-                received=f"B {list(factor_b.shape)} times A {list(factor_a.shape)}",
-                expected=f"a product of shape {list(base.shape)}, as in the base",
-                remedy=f"Use the base that {CONFIG} names: {self.base_name or 'not recorded'}.",
-            )
-        product = _whole(factor_b) @ _whole(factor_a) * self.scaling[base.name]
-        return LoraTensor(product, base.dtype)
+        stored, factors = self.replaced.get(base.name), self.factors.get(base.name)
+        if stored is not None and stored.shape != base.shape:
+            raise self._mismatch(base, f"shape {list(stored.shape)}", "shape")
+        if factors is None:
+            return ZeroTensor() if stored is None else WeightTensor(stored)
+        transposed = factors.is_transposed(base.shape)
+        if transposed is None:
+            received = f"B {list(factors.b.shape)} times A {list(factors.a.shape)}"
+            raise self._mismatch(base, received, "a product of shape")
+        a, b = (read_rows(one, 0, one.shape[0]).to(torch.float64) for one in (factors.a, factors.b))
+        left, right = (a.T, b.T) if transposed else (b, a)
+        adapted = LoraTensor(left * factors.scaling, right, factors, base)
+        return adapted if stored is None else AdaptedWeightTensor(WeightTensor(stored), adapted)
+
+    def _mismatch(self, base: StoredTensor, received: str, what: str) -> MismatchError:
+        return MismatchError(
+            "Adapter and base do not match",
+            where=f"tensor {base.name!r} of expert {self.label!r}",
+            received=received,
+            expected=f"{what} {list(base.shape)}, as in the base",
+            remedy=f"Use the base that {CONFIG} names: {self.base_name or 'not recorded'}.",
+        )
 
     def touches(self, name: str) -> bool:
-        """Only the adapted weights differ from the base's."""
-        return name in self.factors
+        """Only adapted and replaced weights differ from the base's."""
+        return name in self.factors or name in self.replaced
 
     @property
     def base_name(self) -> str | None:
@@ -131,89 +197,88 @@ class LoraCheckpoint(Checkpoint):
         return self.config.get("base_model_name_or_path")
 
 
-def open_lora(path: Path, label: str, source: str) -> LoraCheckpoint:
+def open_lora(path: Path, label: str, source: str, *, allow_pickle: bool = False) -> LoraCheckpoint:
     """Open a PEFT folder that holds a plain LoRA adapter.
 
     Raises:
         CheckpointError: Not a LoRA adapter, one of a variant that is not supported, or damaged.
     """
-    config = read_config(path / CONFIG, "a PEFT adapter folder")
-    _refuse_variants(path, config)
-    if not (path / WEIGHTS).exists():
-        raise CheckpointError(
-            "This adapter folder holds no safetensors weights",
-            where=path,
-            received=f"no {WEIGHTS}",
-            expected=f"{WEIGHTS} beside {CONFIG}",
-            remedy="Save the adapter again with `model.save_pretrained(folder)`.",
-        )
-    stored = read_header(path / WEIGHTS)
-    factors = _pair_factors(path, stored)
-    scaling = {name: _scaling(config, name, a.shape[0]) for name, (a, _) in factors.items()}
-    return LoraCheckpoint(label, source, path, stored, config, factors, scaling)
+    config = read_json(path / CONFIG, "a PEFT adapter folder")
+    refuse_variants(path / CONFIG, config)
+    stored = _stored(path, allow_pickle)
+    factors, replaced = _sorted_out(path, config, stored)
+    return LoraCheckpoint(label, source, path, stored, config, factors, replaced)
 
 
-def _refuse_variants(path: Path, config: Mapping[str, Any]) -> None:
-    variant = None
-    if config.get("peft_type") != "LORA":
-        variant = f"adapters of type {config.get('peft_type')!r}"
-    for key, title in _UNSUPPORTED.items():
-        if config.get(key) not in (None, False, "none", [], {}):
-            variant = title
-    start = config.get("init_lora_weights")
-    if start not in _PLAIN_STARTS:
-        variant = f"factors that began as {start!r}, which changes the base (init_lora_weights),"
-    if config.get("fan_in_fan_out"):
-        variant = "transposed weights (fan_in_fan_out)"
-    if variant:
-        raise CheckpointError(
-            f"This adapter cannot be opened as an expert: {variant} are not supported",
-            where=path / CONFIG,
-            expected="a plain LoRA adapter",
-            remedy="Merge it into its base with PEFT's `merge_and_unload()` and"
-            " `save_pretrained`, then open the resulting folder.",
-        )
+def _stored(path: Path, allow_pickle: bool) -> dict[str, StoredTensor]:
+    if (path / WEIGHTS).exists():
+        return read_header(inside(path, WEIGHTS))
+    pickled = (path / PICKLED_WEIGHTS).exists()
+    if pickled and allow_pickle:
+        return read_pickled(inside(path, PICKLED_WEIGHTS))
+    raise CheckpointError(
+        "This adapter folder holds no safetensors weights",
+        where=path,
+        received=f"pickled ones, {PICKLED_WEIGHTS}" if pickled else f"no {WEIGHTS}",
+        expected=f"{WEIGHTS} beside {CONFIG}",
+        remedy="Save the adapter again with `model.save_pretrained(folder)`"
+        + (", or allow it with --allow-pickle (allow_pickle=True)." if pickled else "."),
+    )
 
 
-def _pair_factors(
-    path: Path, stored: Mapping[str, StoredTensor]
-) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+def _sorted_out(
+    path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Factors], dict[str, StoredTensor]]:
+    """The adapted weights and the whole tensors of an adapter file."""
     sides: dict[str, dict[str, StoredTensor]] = {}
+    embeddings: set[str] = set()
+    replaced: dict[str, StoredTensor] = {}
+    saves_whole = bool(config.get("modules_to_save"))
     for name, tensor in stored.items():
-        match = _FACTOR.match(name)
-        if not match or len(tensor.shape) != 2:
+        own = name.removeprefix(_PREFIX)
+        match = _FACTOR.match(own)
+        if own != name and match and len(tensor.shape) == 2:
+            weight = f"{match['module']}.weight"
+            sides.setdefault(weight, {})[match["side"]] = tensor
+            embeddings |= {weight} if match["embedding"] else set()
+        elif own != name and ".base_layer." in own and ".lora_" not in own:
+            # A layer saved whole beside its factors, as PEFT does with embeddings.
+            replaced[own.replace(".base_layer.", ".")] = tensor
+        elif own != name and saves_whole and ".lora_" not in own:
+            replaced[own] = tensor
+        else:
             raise CheckpointError(
                 "This adapter holds a tensor that is not a LoRA matrix of a linear layer",
-                where=path / WEIGHTS,
+                where=path,
                 received=f"{name!r} of shape {list(tensor.shape)}",
-                expected="only base_model.model.….lora_A.weight and lora_B.weight, 2-D",
+                expected="only base_model.model.….lora_A.weight and lora_B.weight, 2-D,"
+                " and the modules named by modules_to_save",
                 remedy="Merge it into its base with PEFT's `merge_and_unload()` first.",
             )
-        sides.setdefault(f"{match['module']}.weight", {})[match["side"]] = tensor
-    for name, pair in sides.items():
-        if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
-            raise CheckpointError(
-                "A LoRA pair is incomplete or its ranks differ",
-                where=f"{path / WEIGHTS}, {name!r}",
-                received=", ".join(f"{side} {list(t.shape)}" for side, t in sorted(pair.items())),
-                expected="A of shape (r, in) and B of shape (out, r)",
-                remedy="Save the adapter again.",
-            )
-    return {name: (pair["A"], pair["B"]) for name, pair in sides.items()}
+    factors = {
+        name: _paired(path, config, name, pair, name in embeddings) for name, pair in sides.items()
+    }
+    return factors, replaced
 
 
-def _scaling(config: Mapping[str, Any], weight: str, rank: int) -> float:
-    module = weight.removesuffix(".weight")
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    # PEFT matches a key as a regular expression at the end of the module's path.
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _paired(
+    path: Path,
+    config: Mapping[str, Any],
+    name: str,
+    pair: Mapping[str, StoredTensor],
+    embedding: bool,
+) -> Factors:
+    if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise CheckpointError(
+            "A LoRA pair is incomplete or its ranks differ",
+            where=f"{path}, {name!r}",
+            received=", ".join(f"{side} {list(t.shape)}" for side, t in sorted(pair.items())),
+            expected="A of shape (r, in) and B of shape (out, r)",
+            remedy="Save the adapter again.",
+        )
+    a, b = pair["A"], pair["B"]
+    s = scaling(path / CONFIG, config, name, rank=a.shape[0])
+    return Factors(a, b, s, transposed=embedding or bool(config.get("fan_in_fan_out")))
 
 
 def _whole(factor: StoredTensor) -> torch.Tensor:

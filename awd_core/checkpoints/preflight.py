@@ -200,12 +200,12 @@ def _lora_problems(
     base: Checkpoint, expert: LoraCheckpoint, exclude: frozenset[str]
 ) -> list[Problem]:
     problems = []
-    for name, (factor_a, factor_b) in expert.factors.items():
+    for name, factors in expert.factors.items():
         if name in exclude:
             continue
-        shape = (factor_b.shape[0], factor_a.shape[1])
+        shape = (factors.b.shape[0], factors.a.shape[1])
         target = base.stored.get(name)
-        if target is None or target.shape != shape:
+        if target is None or factors.is_transposed(target.shape) is None:
             problems.append(
                 Problem(
                     "error",

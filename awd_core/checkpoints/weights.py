@@ -1,19 +1,23 @@
-"""Checkpoints that hold whole weights: a Hugging Face folder, one safetensors file or shards."""
+"""Checkpoints that hold whole weights: a Hugging Face folder, or a single weight file."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
+from awd_core.checkpoints.folder import inside, listed, read_json
 from awd_core.checkpoints.header import StoredTensor, read_header, read_rows
+from awd_core.checkpoints.pickled import read_pickled
 from awd_core.errors import CheckpointError, MismatchError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLED_INDEX, PICKLED = "pytorch_model.bin.index.json", "pytorch_model.bin"
+SAFE_SUFFIX = ".safetensors"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth")
+_SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,14 @@ class WeightTensor(ExpertTensor):
 
 @dataclass(frozen=True)
 class WeightCheckpoint(Checkpoint):
-    """A checkpoint with one stored tensor for every tensor of the model."""
+    """A checkpoint with one stored tensor for every tensor of the model.
+
+    Attributes:
+        shared: Names that are tied to a tensor stored under another name, which a `.bin` lists
+            and safetensors leaves out.
+    """
+
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -63,16 +74,110 @@ class WeightCheckpoint(Checkpoint):
         return True
 
 
-def open_weights(path: Path, label: str, source: str) -> WeightCheckpoint:
-    """Open a folder with `config.json` and safetensors weights.
+def open_weights(
+    path: Path, label: str, source: str, *, allow_pickle: bool = False
+) -> WeightCheckpoint:
+    """Open a folder with `config.json` and weights: one file, or shards with or without an index.
 
     Raises:
         CheckpointError: No configuration, no weights, or weights that are not whole.
     """
-    config = read_config(path / "config.json", "a Hugging Face model folder")
+    config = read_json(path / "config.json", "a Hugging Face model folder")
+    index, files = _weight_files(path, allow_pickle)
+    stored = _read_all(path, files)
+    if index is not None:
+        _check_index(index, _weight_map(index), stored)
+    stored, shared = _without_shared(stored)
+    return WeightCheckpoint(label, source, path, stored, config, shared)
+
+
+def open_weight_file(
+    file: Path, label: str, source: str, *, allow_pickle: bool = False
+) -> WeightCheckpoint:
+    """Open one weight file by itself: its tensors and nothing beside it, so no configuration.
+
+    Raises:
+        CheckpointError: Not a weight file, or a pickled one without leave.
+    """
+    if file.suffix in PICKLED_SUFFIXES and not allow_pickle:
+        raise _pickle_refused(file, file.name)
+    if file.suffix not in (SAFE_SUFFIX, *PICKLED_SUFFIXES):
+        raise CheckpointError(
+            "This is not a file of weights that can be merged",
+            where=file,
+            received=f"a file of type {file.suffix or 'unknown'}",
+            expected="a .safetensors file, or the folder of a model or adapter",
+            remedy="Point at the model's folder, or save it again with `save_pretrained`.",
+        )
+    inside(file.parent, file.name)
+    stored, shared = _without_shared(_read(file))
+    if adapted := [name for name in stored if ".lora_" in name]:
+        raise CheckpointError(
+            "This file holds the factors of a LoRA adapter, whose scaling stands beside it",
+            where=file,
+            received=adapted[0],
+            expected="the folder with adapter_config.json",
+            remedy=f"Point at the folder {file.parent}.",
+        )
+    return WeightCheckpoint(label, source, file, stored, {}, shared)
+
+
+def _weight_files(path: Path, allow_pickle: bool) -> tuple[Path | None, tuple[Path, ...]]:
+    """The index, if there is one, and the weight files of a folder."""
+    for index, single, suffix in (
+        (INDEX, SINGLE, SAFE_SUFFIX),
+        (PICKLED_INDEX, PICKLED, PICKLED_SUFFIXES[0]),
+    ):
+        shards = listed(path, suffix)
+        pickled = suffix != SAFE_SUFFIX
+        if not shards and not (path / index).exists():
+            continue
+        if pickled and not allow_pickle:
+            raise _pickle_refused(path, ", ".join(shards[:3]) or index)
+        if (path / index).exists():
+            names = sorted(set(_weight_map(path / index).values()))
+            return path / index, tuple(inside(path, name, named_by=index) for name in names)
+        if single in shards:
+            return None, (inside(path, single),)
+        if pickled:  # a folder holds .bin files of other kinds, such as training_args.bin
+            shards = [name for name in shards if name.startswith("pytorch_model")]
+        _require_all_shards(path, shards)
+        if shards:
+            return None, tuple(inside(path, name) for name in shards)
+    others = [name for name in listed(path, "") if Path(name).suffix in _OTHER_FORMATS]
+    raise CheckpointError(
+        "This folder holds no safetensors weights",
+        where=path,
+        received=f"weights of another kind, {', '.join(others[:3])}"
+        if others
+        else "no weight file",
+        expected=f"{SINGLE}, or shards with {INDEX}",
+        remedy="Save the model again with `model.save_pretrained(folder)`.",
+    )
+
+
+_OTHER_FORMATS = {".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt"}
+
+
+def _require_all_shards(path: Path, names: Iterable[str]) -> None:
+    """Shards say how many they are, so one that is missing is seen without an index."""
+    found = [match for name in names if (match := _SHARD.search(name))]
+    numbers = {int(match["number"]) for match in found}
+    count = max((int(match["count"]) for match in found), default=0)
+    if missing := sorted(set(range(1, count + 1)) - numbers):
+        raise CheckpointError(
+            "A shard is missing",
+            where=path,
+            received=f"no shard {', '.join(map(str, missing[:9]))} of {count}",
+            expected=f"{count} shards, as the names of the files say",
+            remedy="Download the missing shard.",
+        )
+
+
+def _read_all(path: Path, files: Iterable[Path]) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
-    for file in weight_files(path):
-        for name, tensor in read_header(file).items():
+    for file in files:
+        for name, tensor in _read(file).items():
             if name in stored:
                 raise CheckpointError(
                     f"Tensor {name!r} stands in two files",
@@ -82,62 +187,39 @@ def open_weights(path: Path, label: str, source: str) -> WeightCheckpoint:
                     remedy="Remove the shard that does not belong to this checkpoint.",
                 )
             stored[name] = tensor
-    if (path / INDEX).exists():
-        _check_index(path, stored)
-    return WeightCheckpoint(label, source, path, stored, config)
+    return stored
 
 
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model folder: as its index says, one file, or all shards."""
-    index = path / INDEX
-    if index.exists():
-        names = sorted(set(_weight_map(index).values()))
-        return tuple(_inside(path, name) for name in names)
-    if (path / SINGLE).exists():
-        return (path / SINGLE,)
-    shards = tuple(sorted(path.glob("*.safetensors")))
-    if shards:
-        return shards
-    pickled = sorted(file.name for file in path.glob("*.bin"))
-    raise CheckpointError(
-        "This folder holds no safetensors weights",
-        where=path,
-        received=f"pickled weights {', '.join(pickled)}" if pickled else "no weight file",
+def _without_shared(
+    stored: Mapping[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Each tensor under its first name, as `save_pretrained` keeps it, and the other names."""
+    first: dict[tuple[Path, int, int], str] = {}
+    shared = {}
+    for name, tensor in stored.items():
+        kept = first.setdefault((tensor.file, tensor.offset, tensor.n_bytes), name)
+        if kept != name and tensor.n_elements and stored[kept].shape == tensor.shape:
+            shared[name] = kept
+    return {name: tensor for name, tensor in stored.items() if name not in shared}, shared
+
+
+def _read(file: Path) -> dict[str, StoredTensor]:
+    return read_header(file) if file.suffix == SAFE_SUFFIX else read_pickled(file)
+
+
+def _pickle_refused(where: Path, received: str) -> CheckpointError:
+    return CheckpointError(
+        "This checkpoint holds no safetensors weights, only pickled ones",
+        where=where,
+        received=received,
         expected=f"{SINGLE}, or shards with {INDEX}",
-        remedy="Save the model again with `model.save_pretrained(folder)`"
-        " (pickled weights can run code when opened, so they are not opened here).",
+        remedy="Save it again with `model.save_pretrained(folder)`. If you know who made it, allow"
+        " it with --allow-pickle (allow_pickle=True): its tensors are read, its code is not run.",
     )
 
 
-def read_config(file: Path, what: str) -> Mapping[str, Any]:
-    """A JSON object from `file`; `what` names the thing that the folder was taken for."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"This is not {what}",
-            where=file.parent,
-            received=f"no {file.name}",
-            expected=f"a {file.name} beside the weights",
-            remedy="Point at the folder that `save_pretrained` wrote.",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file.name} cannot be read",
-            where=file,
-            received=error,
-            expected="a JSON object",
-            remedy="Copy the file again from where the model came from.",
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{file.name} is not a JSON object", where=file, received=type(config).__name__
-        )
-    return config
-
-
 def _weight_map(index: Path) -> Mapping[str, str]:
-    weight_map = read_config(index, "a sharded checkpoint").get("weight_map")
+    weight_map = read_json(index, "a sharded checkpoint").get("weight_map")
     if (
         not isinstance(weight_map, dict)
         or not weight_map
@@ -153,33 +235,14 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _inside(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise CheckpointError(
-            "The index points outside its folder",
-            where=folder / INDEX,
-            received=repr(name),
-            expected="a file name without a path",
-            remedy="Do not use this checkpoint unless you know who made it.",
-        )
-    file = folder / name
-    if not file.exists():
-        raise CheckpointError(
-            "A shard is missing",
-            where=folder,
-            received=f"no {name}",
-            expected=f"every file that {INDEX} names",
-            remedy="Download the missing shard.",
-        )
-    return file
-
-
-def _check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
-    for name, file_name in _weight_map(path / INDEX).items():
+def _check_index(
+    index: Path, weight_map: Mapping[str, str], stored: dict[str, StoredTensor]
+) -> None:
+    for name, file_name in weight_map.items():
         if name not in stored or stored[name].file.name != file_name:
             raise CheckpointError(
                 f"The index says that tensor {name!r} is in {file_name}",
-                where=path / INDEX,
+                where=index,
                 received=f"it is in {stored[name].file.name}" if name in stored else "it is not",
                 remedy="Save the model again with `save_pretrained`.",
             )

@@ -29,6 +29,9 @@ ONE_NAME_TWICE = (
 )
 
 
+HALF_A_CHARACTER = b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+
+
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
@@ -36,7 +39,7 @@ ONE_NAME_TWICE = (
         (b"\xff\xfe", 0, r"header that is not JSON"),
         (b"[" * 100_000, 0, r"header that is not JSON"),
         ([1, 2], 0, r"header of type list.*a JSON object"),
-        (ONE_NAME_TWICE, 8, r"the same tensor name stands in it twice"),
+        (ONE_NAME_TWICE, 8, r"'a' stands in it twice"),
         ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12, r"tensor 'b' overlaps another"),
         ({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}, 20, r"tensor 'b' leaves a hole"),
         ({"a": entry([2], 4, 12)}, 12, r"tensor 'a' leaves a hole"),
@@ -49,6 +52,15 @@ ONE_NAME_TWICE = (
         ({"a": entry([2], 0, 8, "F33")}, 8, r"entry .* for tensor 'a'.*of a supported type"),
         ({"a": {"dtype": "F32"}}, 0, r"entry .* for tensor 'a'"),
         ({"a": 3}, 0, r"entry '3' for tensor 'a'"),
+        ({"a": entry([1] * 65, 0, 4)}, 4, r"entry .* for tensor 'a'"),
+        ({"a": entry([0, 2**40], 0, 0)}, 0, r"entry .* for tensor 'a'"),
+        (
+            b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            4,
+            r"for tensor '.ud800'",
+        ),
+        (b'{"\xff":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, r"that is not JSON"),
+        (('{"a":' * 900 + "1" + "}" * 900).encode(), 0, r"(not JSON|entry .* for tensor 'a')"),
     ],
 )
 def test_a_header_that_lies_is_refused(
@@ -69,3 +81,19 @@ def test_a_header_that_ends_beyond_the_file_is_refused(tmp_path: Path, length: i
 
 def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
     assert read_header(write_raw(tmp_path / "x.safetensors", {"__metadata__": {"a": "b"}})) == {}
+
+
+def test_a_claim_of_a_header_of_40_gb_is_refused_without_reading_it(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    with file.open("wb") as stream:
+        stream.write((40 * 10**9).to_bytes(8, "little"))
+        stream.truncate(50 * 10**9)  # sparse: takes no space
+    with pytest.raises(awd.AwdError, match=r"header of 40,000,000,000 bytes in a file of 50,000"):
+        read_header(file)
+
+
+def test_packed_types_are_refused_as_quantised(tmp_path: Path) -> None:
+    header = {"a": entry([4], 0, 2, "F4")}
+    file = write_raw(tmp_path / "x.safetensors", header, bytes(2))
+    with pytest.raises(awd.AwdError, match=r"quantised.*tensor 'a'.*F4.*quantised from"):
+        read_header(file)

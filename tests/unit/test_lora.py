@@ -9,9 +9,18 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import awd_core as awd
+from awd_core.checkpoints import StoredTensor
 from tests.helpers import State, load, same_bits, save_bert
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,6 +77,102 @@ def test_one_adapter_at_lambda_one_is_what_peft_merges_bit_for_bit(
     expected = merged_by_peft(base, adapter)
     assert not same_bits(expected, load(base))
     assert same_bits(merged(base, adapter, coefficient=1.0), expected)
+
+
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Conv1D of GPT-2, attn.c_proj square": (
+        lambda: GPT2Model(
+            GPT2Config(
+                n_embd=8,
+                n_layer=1,
+                n_head=2,
+                vocab_size=13,
+                n_positions=10,
+                bos_token_id=1,
+                eos_token_id=1,
+            )
+        ),
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+    ),
+    "Conv1D of GPT-2 beside an embedding": (
+        lambda: GPT2Model(
+            GPT2Config(
+                n_embd=8,
+                n_layer=1,
+                n_head=2,
+                vocab_size=8,
+                n_positions=10,
+                bos_token_id=1,
+                eos_token_id=1,
+            )
+        ),
+        {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True},
+    ),
+    "whole modules beside factors": (
+        lambda: BertModel(small_bert()),
+        {"target_modules": ["query"], "modules_to_save": ["pooler", "LayerNorm"]},
+    ),
+    "embedding": (
+        lambda: BertModel(small_bert()),
+        {"target_modules": ["word_embeddings", "value"], "use_rslora": True},
+    ),
+    "embedding and head, saved whole with factors on top": (
+        lambda: LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=8,
+                intermediate_size=12,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=13,
+            )
+        ),
+        {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+    ),
+}
+
+
+def small_bert() -> BertConfig:
+    return BertConfig(
+        vocab_size=13,
+        hidden_size=8,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=10,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_kind_of_adapted_layer_is_what_peft_merges(
+    tmp_path: Path, model: str, dtype: torch.dtype
+) -> None:
+    build, options = MODELS[model]
+    torch.manual_seed(0)
+    build().to(dtype).save_pretrained(tmp_path / "base")
+    kind = type(build())
+    adapted = peft.get_peft_model(
+        kind.from_pretrained(tmp_path / "base"), peft.LoraConfig(r=3, lora_alpha=7, **options)
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    again = peft.PeftModel.from_pretrained(
+        kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
+    expected = dict(again.merge_and_unload().state_dict())
+    found = merged(tmp_path / "base", tmp_path / "adapter", coefficient=1.0)
+    before = load(tmp_path / "base")
+    changed = {name for name in before if not same_bits({"": found[name]}, {"": before[name]})}
+    assert len(changed) >= 2
+    expected = {name: expected[name] for name in found}
+    if dtype == torch.float32 or "embedding" not in model:
+        assert same_bits(found, expected)
+    else:  # of an embedding, PEFT rounds the product to bfloat16 before it adds it
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=2.0**-7, atol=2.0**-11)
 
 
 def test_adapters_merge_as_their_products(tmp_path: Path) -> None:
@@ -178,12 +283,11 @@ PLAIN = r"cannot be opened as an expert: .*{}.* not supported.*merge_and_unload"
     ("changes", "message"),
     [
         ({"use_dora": True}, PLAIN.format("DoRA")),
-        ({"modules_to_save": ["classifier"]}, PLAIN.format("modules_to_save")),
+        ({"lora_bias": True}, PLAIN.format("biases of the factors")),
         ({"peft_type": "LOHA"}, PLAIN.format("'LOHA'")),
         ({"peft_type": "PREFIX_TUNING"}, PLAIN.format("'PREFIX_TUNING'")),
         ({"peft_type": None}, PLAIN.format("None")),
         ({"bias": "lora_only"}, PLAIN.format("trained biases")),
-        ({"fan_in_fan_out": True}, PLAIN.format("fan_in_fan_out")),
         ({"use_qalora": True}, PLAIN.format("QALoRA")),
         ({"trainable_token_indices": [1, 2]}, PLAIN.format("trained tokens")),
         ({"layer_replication": [[0, 1], [0, 1]]}, PLAIN.format("layer replication")),
@@ -231,11 +335,73 @@ def test_tensors_that_are_no_pair_are_refused(
         awd.open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 4}, r"rank 4 for 'encoder.*Expected: 3, as stored"),
+        ({"rank_pattern": {"query": 2}}, r"rank 2 for 'encoder.*query'"),
+        ({"rank_pattern": [1]}, r"rank_pattern of type list"),
+        ({"alpha_pattern": "x"}, r"alpha_pattern of type str"),
+        ({"lora_alpha": None}, r"lora_alpha None"),
+        ({"lora_alpha": "7"}, r"lora_alpha '7'"),
+        ({"lora_alpha": True}, r"lora_alpha True"),
+        ({"lora_alpha": float("nan")}, r"lora_alpha nan"),
+        ({"lora_alpha": 10**400}, r"lora_alpha 1000"),
+        ({"alpha_pattern": {"(a|a)*(b|b)*": 1}}, r"alpha_pattern with .*at most two wildcards"),
+        ({"alpha_pattern": {".*.*.*.*x": 1}}, r"alpha_pattern with .*at most two wildcards"),
+        ({"alpha_pattern": {"(query": 1}}, r"alpha_pattern with '\(query'"),
+        ({"alpha_pattern": {"(?P<x>query)": 1}}, r"alpha_pattern with "),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_contradicts_the_factors_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    adapter = save_adapter(tmp_path / "adapter", save_bert(tmp_path / "base"))
+    change_config(adapter, **changes)
+    with pytest.raises(awd.AwdError, match=rf"makes no sense with its factors.*{message}"):
+        awd.open_checkpoint(adapter)
+
+
+def test_the_rows_asked_for_never_change_a_bit(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "lora_alpha": 3}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"A": (16, 3000), "B": (70, 16)}
+    factors = {side: torch.randn(shape, generator=generator) for side, shape in shapes.items()}
+    save_file(
+        {f"base_model.model.layer.lora_{side}.weight": t for side, t in factors.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    stored = StoredTensor("layer.weight", (70, 3000), torch.float32, adapter, 0)
+    tensor = awd.open_checkpoint(adapter).tensor(stored)
+    base = torch.zeros(70, 3000, dtype=torch.float64)
+    whole = tensor.task_vector(0, 70, base)
+    expected = 3 / 16 * factors["B"].double() @ factors["A"].double()
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+    for start, stop in [(0, 1), (9, 12), (10, 20), (69, 70), (3, 68)]:
+        rows = tensor.task_vector(start, stop, base[start:stop])
+        assert same_bits({"": rows}, {"": whole[start:stop]})
+    assert tensor.task_vector(5, 5, base[:0]).shape == (0, 3000)
+
+
 def test_an_adapter_without_safetensors_is_refused(tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", save_bert(tmp_path / "base"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(awd.AwdError, match=r"no safetensors weights.*save_pretrained"):
+    with pytest.raises(awd.AwdError, match=r"no safetensors weights.*pickled.*save_pretrained"):
         awd.open_checkpoint(adapter)
+
+
+def test_an_adapter_in_a_bin_file_is_read_when_allowed(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", save_bert(tmp_path / "base"))
+    base = awd.open_checkpoint(tmp_path / "base")
+    safe = awd.collect(base, [awd.open_checkpoint(adapter)], out=tmp_path / "safe", device="cpu")
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    opened = awd.open_checkpoint(adapter, allow_pickle=True)
+    pickled = awd.collect(base, [opened], out=tmp_path / "pickled", device="cpu")
+    np.testing.assert_array_equal(safe.grams, pickled.grams)
 
 
 @pytest.mark.parametrize(
