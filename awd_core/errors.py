@@ -80,6 +80,17 @@ class Cancelled(AwdError):
         super().__init__(problem)
 
 
+def not_finite(tensor: str, owner: str) -> AwdError:
+    """A weight is NaN or infinite; `owner` is `the base` or names the expert."""
+    return AwdError(
+        "A weight is NaN or infinite",
+        where=f"tensor {tensor!r} of {owner}",
+        expected="finite weights",
+        remedy="Use a checkpoint from before training diverged, or list the tensor"
+        " under `exclude`.",
+    )
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Sentence naming the nearest known word and all of them, for errors about unknown names."""
     import difflib

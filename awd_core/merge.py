@@ -14,7 +14,7 @@ from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, pref
 from awd_core.checkpoints.header import read_rows
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
-from awd_core.errors import OutputError
+from awd_core.errors import OutputError, not_finite
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
@@ -108,6 +108,7 @@ def merge(
     device: str = "auto",
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
+    checkpoints: tuple[Checkpoint, Sequence[Checkpoint]] | None = None,
 ) -> Path:
     """Merge and write an ordinary Hugging Face folder, whole or not at all.
 
@@ -119,6 +120,7 @@ def merge(
         device: `auto`, `cpu` or `cuda`.
         progress: Called after each tensor.
         cancel: Polled after each tensor.
+        checkpoints: Base and experts, when the caller has opened them already.
 
     Returns:
         `out`.
@@ -128,7 +130,8 @@ def merge(
     """
     out = Path(out).expanduser().absolute()
     files.require_new(out)
-    plan = plan_merge(recipe, study=study, device=device, progress=progress, cancel=cancel)
+    options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
+    plan = plan_merge(recipe, study=study, checkpoints=checkpoints, **options)
     _refuse_own_inputs(plan, out)
     n_bytes = sum(tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in plan.tensors)
     files.require_space(out, n_bytes)
@@ -223,8 +226,39 @@ def merged_tensors(plan: Plan) -> Iterator[tuple[StoredTensor, Iterator[torch.Te
             blocks = _merged_blocks(plan, tensor, survey)
         else:
             blocks = (read_rows(tensor, start, stop) for start, stop in row_blocks(tensor))
-        dtype = plan.out_dtype(tensor)
-        yield tensor, (block.to(dtype).cpu() for block in blocks)
+        yield tensor, (_final(plan, tensor, block) for block in blocks)
+
+
+def _final(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
+    """A block of the result in its final type.
+
+    Raises:
+        OutputError: A weight is not finite, or too large for the type.
+    """
+    final = block.to(plan.out_dtype(tensor))
+    if tensor.is_float and not torch.isfinite(final.to(torch.float64).sum()):
+        _refuse_not_finite(plan, tensor, block, final)
+    return final.cpu()
+
+
+def _refuse_not_finite(
+    plan: Plan, tensor: StoredTensor, block: torch.Tensor, final: torch.Tensor
+) -> None:
+    finite = torch.isfinite(block.to(torch.float64))
+    dtype = str(final.dtype).removeprefix("torch.")
+    if (finite & ~torch.isfinite(final.to(torch.float64))).any():
+        wider = "bfloat16 or float32" if final.dtype == torch.float16 else "float32"
+        raise OutputError(
+            f"A merged weight is too large for {dtype}",
+            where=f"tensor {tensor.name!r}",
+            received=f"{float(block[finite].to(torch.float64).abs().max()):g}",
+            expected=f"at most {torch.finfo(final.dtype).max:g}",
+            remedy=f"Set `dtype: {wider}` in the recipe, or take a smaller coefficient.",
+        )
+    if tensor.name not in plan.excluded and not finite.all():
+        sole = None if plan.sole_expert is None else plan.experts[plan.sole_expert]
+        alone = sole is not None and sole.touches(tensor.name)
+        raise not_finite(tensor.name, f"expert {sole.label!r}" if alone and sole else "the base")
 
 
 def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
 from awd_core.checkpoints.header import read_rows
 from awd_core.checkpoints.lora import ZeroTensor
 from awd_core.checkpoints.weights import WeightTensor
-from awd_core.errors import AwdError, CheckpointError, RecipeError
+from awd_core.errors import CheckpointError, RecipeError, not_finite
 from awd_core.parallel import in_order
 
 # Elements of one tensor held at once. (K + 1) chunks of bfloat16 are then 2.4 MB at K = 8, and
@@ -190,13 +190,7 @@ class Chunk:
             if not torch.isfinite(vector).all() and not culprits
         ]
         if culprits:
-            raise AwdError(
-                "A weight is NaN or infinite",
-                where=f"tensor {self.tensor.name!r} of {', '.join(culprits)}",
-                expected="finite weights",
-                remedy="Use a checkpoint from before training diverged, or list the tensor"
-                " under `exclude`.",
-            )
+            raise not_finite(self.tensor.name, ", ".join(culprits))
 
 
 class Reader:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from awd_core import files
+from awd_core.checkpoints import open_checkpoint
 from awd_core.checkpoints.header import StoredTensor, read_rows
-from awd_core.checkpoints.weights import open_weights
+from awd_core.checkpoints.weights import stored_tensors
 from awd_core.errors import AwdError, OutputError
 from awd_core.merge import Plan, merged_tensors, plan_merge
 from awd_core.progress import CancelFn, ProgressFn, Reporter
@@ -50,6 +51,7 @@ def verify(
     folder: str | Path,
     *,
     load: bool = True,
+    allow_pickle: bool = False,
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
 ) -> Verification:
@@ -58,6 +60,7 @@ def verify(
     Args:
         folder: A folder that `merge` wrote.
         load: Whether to load it with transformers.
+        allow_pickle: Whether inputs may be pickled weights, as `open_checkpoint` says.
         progress: Called after each step.
         cancel: Polled after each step.
 
@@ -72,10 +75,10 @@ def verify(
     report = Reporter("Verifying", 3, progress, cancel)
     checks = [_hashes(folder, provenance)]
     report.advance(1, "hashes")
-    checks += [_inputs(provenance), _derive(folder, provenance, cancel)]
+    checks += [_inputs(provenance), _derive(folder, provenance, allow_pickle, cancel)]
     report.advance(1, "tensors")
     if load:
-        checks.append(_attempt("transformers loads it", lambda: _load(folder)))
+        checks.append(_loaded(folder))
     report.advance(1, "loading")
     return Verification(folder, tuple(checks))
 
@@ -131,7 +134,9 @@ def _inputs(provenance: dict[str, Any]) -> Check:
     return Check(name, True, f"{same} files have the SHA-256 they had")
 
 
-def _derive(folder: Path, provenance: dict[str, Any], cancel: CancelFn | None) -> Check:
+def _derive(
+    folder: Path, provenance: dict[str, Any], allow_pickle: bool, cancel: CancelFn | None
+) -> Check:
     name = "tensors follow from the recipe"
     # Where the inputs were read from: a path in the recipe may be relative to another folder.
     paths = [source["path"] for source in provenance["inputs"]]
@@ -152,13 +157,15 @@ def _derive(folder: Path, provenance: dict[str, Any], cancel: CancelFn | None) -
                 expected=f"{len(paths) - 1}",
             )
         recipe = recipe.model_copy(update={"base": paths[0], "experts": tuple(paths[1:])})
-        return _compare(folder, plan_merge(recipe, device=device, cancel=cancel), cancel)
+        base, *experts = (open_checkpoint(path, allow_pickle=allow_pickle) for path in paths)
+        plan = plan_merge(recipe, device=device, cancel=cancel, checkpoints=(base, experts))
+        return _compare(folder, plan, cancel)
 
     return _attempt(name, derive)
 
 
 def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
-    written = open_weights(folder, folder.name, str(folder)).stored
+    written = stored_tensors(folder)
     report = Reporter("Deriving", len(plan.tensors), cancel=cancel)
     for tensor, blocks in merged_tensors(plan):
         rows = list(blocks)
@@ -179,6 +186,13 @@ def _equal(stored: StoredTensor | None, derived: torch.Tensor) -> bool:
     return found.dtype == derived.dtype and torch.equal(
         found.view(torch.uint8), derived.contiguous().view(torch.uint8)
     )
+
+
+def _loaded(folder: Path) -> Check:
+    name = "transformers loads it"
+    if not (folder / "config.json").exists():
+        return Check(name, None, "weights alone, without a config.json that says of which model")
+    return _attempt(name, lambda: _load(folder))
 
 
 def _load(folder: Path) -> str:

@@ -47,6 +47,8 @@ def fetch(source: str, *, allow_pickle: bool = False) -> Path:
         return _from_cache(source, name, revision or None, None)
     try:
         return _download(name, revision or None, allow_pickle)
+    except CheckpointError:
+        raise
     except Exception as error:  # the client raises many kinds; each means: not to be had from there
         return _from_cache(source, name, revision or None, error)
 
@@ -62,6 +64,10 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> Path:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
     wanted = needed(present, read_index, allow_pickle=allow_pickle)
+    pickled = [file for file in present if file.endswith(weights.PICKLED_SUFFIXES)]
+    safe = any(file.endswith(weights.SAFE_SUFFIX) for file in wanted)
+    if pickled and not safe and not allow_pickle:
+        raise weights.pickle_refused(name, ", ".join(pickled[:3]))
     patterns = [glob.escape(file) for file in wanted]
     return Path(snapshot_download(name, revision=info.sha, allow_patterns=patterns))
 

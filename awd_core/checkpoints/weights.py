@@ -83,12 +83,21 @@ def open_weights(
         CheckpointError: No configuration, no weights, or weights that are not whole.
     """
     config = read_json(path / "config.json", "a Hugging Face model folder")
+    stored, shared = _without_shared(stored_tensors(path, allow_pickle=allow_pickle))
+    return WeightCheckpoint(label, source, path, stored, config, shared)
+
+
+def stored_tensors(path: Path, *, allow_pickle: bool = False) -> dict[str, StoredTensor]:
+    """Every tensor in the weight files of a folder, under every name it has.
+
+    Raises:
+        CheckpointError: No weights, or weights that are not whole.
+    """
     index, files = _weight_files(path, allow_pickle)
     stored = _read_all(path, files)
     if index is not None:
         _check_index(index, _weight_map(index), stored)
-    stored, shared = _without_shared(stored)
-    return WeightCheckpoint(label, source, path, stored, config, shared)
+    return stored
 
 
 def open_weight_file(
@@ -100,7 +109,7 @@ def open_weight_file(
         CheckpointError: Not a weight file, or a pickled one without leave.
     """
     if file.suffix in PICKLED_SUFFIXES and not allow_pickle:
-        raise _pickle_refused(file, file.name)
+        raise pickle_refused(file, file.name)
     if file.suffix not in (SAFE_SUFFIX, *PICKLED_SUFFIXES):
         raise CheckpointError(
             "This is not a file of weights that can be merged",
@@ -133,7 +142,7 @@ def _weight_files(path: Path, allow_pickle: bool) -> tuple[Path | None, tuple[Pa
         if not shards and not (path / index).exists():
             continue
         if pickled and not allow_pickle:
-            raise _pickle_refused(path, ", ".join(shards[:3]) or index)
+            raise pickle_refused(path, ", ".join(shards[:3]) or index)
         if (path / index).exists():
             names = sorted(set(_weight_map(path / index).values()))
             return path / index, tuple(inside(path, name, named_by=index) for name in names)
@@ -207,7 +216,8 @@ def _read(file: Path) -> dict[str, StoredTensor]:
     return read_header(file) if file.suffix == SAFE_SUFFIX else read_pickled(file)
 
 
-def _pickle_refused(where: Path, received: str) -> CheckpointError:
+def pickle_refused(where: object, received: str) -> CheckpointError:
+    """What is said of pickled weights that were not allowed."""
     return CheckpointError(
         "This checkpoint holds no safetensors weights, only pickled ones",
         where=where,

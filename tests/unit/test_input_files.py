@@ -1,8 +1,10 @@
 """Folders and files as people have them, and faults of the file system: read, or named."""
 
+import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,8 +186,6 @@ def test_json_that_cannot_be_meant_is_refused(
     "name", ["..", ".", "", "a\0b", "x" * 5000, "\ud800", "a/b", "config.json"]
 )
 def test_an_index_names_weight_files_of_its_folder_or_is_refused(tmp_path: Path, name: str) -> None:
-    import json
-
     model = save(tmp_path / "m", base_state(), shards=2)
     index = model / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {QUERY: name}}))
@@ -193,23 +193,31 @@ def test_an_index_names_weight_files_of_its_folder_or_is_refused(tmp_path: Path,
         awd.open_checkpoint(model)
 
 
-def test_a_disk_that_fails_while_reading_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fails_while_reading_is_named(tmp_path: Path) -> None:
     one = family(tmp_path, 2)
-    experts = one.experts
-    real_open = Path.open
-
-    def failing(path: Path, *args: object, **options: object) -> object:
-        if path.parent.name == "expert-1" and path.name == SINGLE:
-            raise OSError(5, "Input/output error")
-        return real_open(path, *args, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    monkeypatch.setattr(Path, "open", failing)
-    message = r"cannot be read to the end.*expert-1.*Input/output error.*Check the disk"
+    first, second = one.experts
+    # Reading the memory of this process at address 0 is an error of input and output.
+    stored = {
+        n: replace(t, file=Path("/proc/self/mem"), offset=0) for n, t in second.stored.items()
+    }
+    message = r"cannot be read to the end.*tensor.*Input/output error.*Check the disk"
     with pytest.raises(awd.AwdError, match=message):
-        awd.collect(one.base, experts, out=tmp_path / "study", device="cpu")
+        awd.collect(one.base, [first, replace(second, stored=stored)], out=tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_changes_after_it_was_opened_is_named(tmp_path: Path, gone: bool) -> None:
+    one = family(tmp_path, 2)
+    base, experts = one.base, one.experts
+    file = one.expert_paths[1] / SINGLE
+    if gone:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(awd.AwdError, match=r"cannot be read to the end.*expert-1.*Check the disk"):
+        awd.merge(one.recipe(), tmp_path / "out", device="cpu", checkpoints=(base, experts))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -232,6 +240,15 @@ def test_a_weight_that_is_not_finite_is_named_with_its_owner(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_expert_that_is_copied_must_be_finite(tmp_path: Path) -> None:
+    base = base_state()
+    states = expert_states(base, 2)
+    states[1][QUERY][0, 0] = torch.nan
+    one = Family(tmp_path, base, states)
+    with pytest.raises(awd.AwdError, match=rf"NaN or infinite.*'{QUERY}' of expert 'expert-1'"):
+        awd.merge(one.recipe(coefficients=[0, 1]), tmp_path / "out", device="cpu")
+
+
 def test_half_precision_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
     base = base_state()
     base[QUERY][1, 1] = 70_000.0
@@ -241,3 +258,23 @@ def test_half_precision_that_overflows_is_refused_by_name(tmp_path: Path) -> Non
         awd.merge(one.recipe(dtype="float16"), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
     awd.merge(one.recipe(dtype="bfloat16"), tmp_path / "out", device="cpu")
+
+
+def test_a_weight_that_no_expert_touches_must_be_finite_too(tmp_path: Path) -> None:
+    base = base_state() | {"layer.weight": torch.ones(4, 6)}
+    base[QUERY][0, 0] = torch.nan
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 2}')
+    factors = {"A": torch.ones(2, 6), "B": torch.ones(4, 2)}
+    named = {f"base_model.model.layer.lora_{side}.weight": t for side, t in factors.items()}
+    save_file(named, adapter / "adapter_model.safetensors")
+    source = save(tmp_path / "base", base)
+    recipe = awd.Recipe(base=str(source), experts=[str(adapter)], coefficient=0.5)
+    message = rf"NaN or infinite.*tensor '{QUERY}' of the base"
+    with pytest.raises(awd.AwdError, match=message):
+        awd.merge(recipe, tmp_path / "out", device="cpu")
+    opened = awd.open_checkpoint(source), [awd.open_checkpoint(adapter)]
+    with pytest.raises(awd.AwdError, match=message):
+        awd.collect(*opened, out=tmp_path / "study", device="cpu")
+    awd.merge(recipe.model_copy(update={"exclude": (QUERY,)}), tmp_path / "out", device="cpu")

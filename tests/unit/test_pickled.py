@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import awd_core as awd
+from awd_core.checkpoints import WeightCheckpoint
 from awd_core.checkpoints.header import read_rows
 from tests.helpers import CONFIG, QUERY, State, base_state, same_bits, save
 
@@ -74,7 +75,7 @@ def test_of_tied_weights_the_first_name_is_kept(tmp_path: Path) -> None:
     state = {"embed.weight": weight, "lm_head.weight": weight, "empty": torch.ones(0)}
     one = awd.open_checkpoint(save_bin(tmp_path / "m", state), allow_pickle=True)
     assert list(one.stored) == ["embed.weight", "empty"]
-    assert isinstance(one, awd.checkpoints.WeightCheckpoint)
+    assert isinstance(one, WeightCheckpoint)
     assert one.shared == {"lm_head.weight": "embed.weight"}
 
 
