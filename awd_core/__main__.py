@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import awd_core as awd
@@ -36,9 +37,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Events = Annotated[
     Path | None, typer.Option(help="Append progress to this file as JSON lines.", hidden=True)
 ]
-BaseArg = Annotated[str, typer.Argument(help="Folder, hub id, zoo:base, or `zoo` for all of it.")]
+BaseArg = Annotated[
+    str, typer.Argument(help="Folder, weight file, hub id, zoo:base, or `zoo` for all of it.")
+]
 ExpertArgs = Annotated[
-    list[str] | None, typer.Argument(help="Model or LoRA folders, hub ids, or zoo:NAME.")
+    list[str] | None,
+    typer.Argument(help="Model or LoRA folders, weight files, hub ids, or zoo:NAME."),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Open pytorch_model.bin where there is nothing else; no code is run."
+    ),
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Pattern of tensors kept from the base; repeatable.")
@@ -63,10 +73,11 @@ def inspect(
     base: BaseArg,
     experts: ExpertArgs = None,
     exclude: Exclude = None,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Check from headers alone whether base and experts merge, and what it will cost."""
-    opened, opened_experts = _open(base, experts)
+    opened, opened_experts = _open(base, experts, allow_pickle)
     report = awd.preflight(opened, opened_experts, tuple(exclude or ()))
     rows = [vars(problem) for problem in report.problems]
     estimate = vars(report.estimate)
@@ -97,12 +108,13 @@ def collect(
     spectra: Annotated[
         bool, typer.Option("--spectra", help="Decompose every matrix too, for spectral measures.")
     ] = False,
+    allow_pickle: AllowPickle = False,
     device: Device = "auto",
     events: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Read base and experts once and write the study."""
-    opened, opened_experts = _open(base, experts)
+    opened, opened_experts = _open(base, experts, allow_pickle)
     with Watcher(events, quiet=as_json) as watch:
         study = awd.collect(
             opened,
@@ -212,15 +224,18 @@ def tune(
 def merge(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    allow_pickle: AllowPickle = False,
     device: Device = "auto",
     events: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe and write an ordinary Hugging Face folder."""
+    chosen = Recipe.load(recipe)
     with Watcher(events, quiet=as_json) as watch:
         folder = awd.merge(
-            Recipe.load(recipe),
+            chosen,
             output,
+            checkpoints=_open(chosen.base, chosen.experts, allow_pickle),
             device=device,
             progress=watch.progress,
             cancel=watch.cancelled,
@@ -313,12 +328,19 @@ def evaluate(
 def verify(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A merged folder.")],
     load: Annotated[bool, typer.Option(help="Load it with transformers.")] = True,
+    allow_pickle: AllowPickle = False,
     events: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Hash, derive and load a merged folder again."""
     with Watcher(events, quiet=as_json) as watch:
-        found = awd.verify(output, load=load, progress=watch.progress, cancel=watch.cancelled)
+        found = awd.verify(
+            output,
+            load=load,
+            allow_pickle=allow_pickle,
+            progress=watch.progress,
+            cancel=watch.cancelled,
+        )
     rows = [vars(check) for check in found.checks]
     if as_json:
         _print_json({"ok": found.ok, "checks": rows})
@@ -327,10 +349,16 @@ def verify(
     raise typer.Exit(0 if found.ok else 1)
 
 
-def _open(base: str, experts: Sequence[str] | None) -> tuple[Checkpoint, list[Checkpoint]]:
+def _open(
+    base: str, experts: Sequence[str] | None, allow_pickle: bool = False
+) -> tuple[Checkpoint, list[Checkpoint]]:
     if base == "zoo" and not experts:
         base, experts = "zoo:base", [f"zoo:{key}" for key in zoo.TASK_KEYS]
-    return awd.open_checkpoint(base), [awd.open_checkpoint(expert) for expert in experts or ()]
+    opened = [
+        awd.open_checkpoint(source, allow_pickle=allow_pickle)
+        for source in (base, *(experts or ()))
+    ]
+    return opened[0], opened[1:]
 
 
 def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:
@@ -363,9 +391,8 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]], empty: str = "") ->
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(
-            *(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values())
-        )
+        cells = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values())
+        table.add_row(*map(escape, cells))
     out.print(table)
 
 
@@ -388,7 +415,9 @@ def main() -> NoReturn:
         if as_json:
             _print_json(error.as_dict())
         err.print(
-            f"[bold red]{type(error).__name__}[/bold red] {error}", highlight=False, soft_wrap=True
+            f"[bold red]{type(error).__name__}[/bold red] {escape(str(error))}",
+            highlight=False,
+            soft_wrap=True,
         )
         sys.exit(1)
     sys.exit(0)

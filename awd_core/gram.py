@@ -61,7 +61,7 @@ class Grams(Statistic):
     def part(self, chunk: Chunk) -> tuple[bool, bool, np.ndarray, np.ndarray]:
         """Whether it is whole rows, whether it ends a row, Grams and squares of its rows."""
         grams, squares = row_grams(chunk)
-        if not np.isfinite(grams.sum() + squares.sum()):
+        if not (np.isfinite(grams).all() and np.isfinite(squares).all()):
             chunk.require_finite()
         return chunk.has_whole_rows, chunk.ends_row, grams, squares
 
