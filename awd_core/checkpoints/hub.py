@@ -69,7 +69,8 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> Path:
     if pickled and not safe and not allow_pickle:
         raise weights.pickle_refused(name, ", ".join(pickled[:3]))
     patterns = [glob.escape(file) for file in wanted]
-    return Path(snapshot_download(name, revision=info.sha, allow_patterns=patterns))
+    # By its own name, so that the cache remembers which commit a branch was.
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _from_cache(source: str, name: str, revision: str | None, cause: Exception | None) -> Path:
