@@ -75,15 +75,14 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> Path:
 
 def _from_cache(source: str, name: str, revision: str | None, cause: Exception | None) -> Path:
     """The snapshot in the cache, unless the hub answered that there is no such thing."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500
-    try:
-        if not refused:
-            return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception as error:  # not in the cache either
-        cause = cause or error
+    for file in ("config.json", lora.CONFIG):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str) and not refused:
+            return Path(found).parent
     raise _not_fetched(source, cause) from cause
 
 
@@ -124,11 +123,12 @@ def _weights(
     return []
 
 
-def _not_fetched(source: str, error: Exception | None) -> CheckpointError:
-    first = (str(error).splitlines() or [""])[0]
+def _not_fetched(source: str, cause: Exception | None) -> CheckpointError:
+    first = (str(cause).splitlines() or [""])[0]
+    offline = "HF_HUB_OFFLINE is set, and it is not in the cache"
     return CheckpointError(
         "This is neither a folder here nor a model that could be fetched from the hub",
         where=source,
-        received=f"{type(error).__name__}: {first}",
+        received=f"{type(cause).__name__}: {first}" if cause else offline,
         remedy="Check the spelling, your connection and HF_TOKEN; offline, point at a folder.",
     )

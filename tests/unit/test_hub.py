@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tests.helpers import CONFIG, base_state, save
 from tests.hub_server import Hub, serve
 
+pytestmark = pytest.mark.slow  # every client is a process that imports everything
+
 # Opens every source it is given and says what it found; touches no socket where it may not.
 CHILD = """
 import json, sys

@@ -1,0 +1,219 @@
+"""Fuzzing: no header, index or configuration makes the reader do anything but read or refuse.
+
+Valid files are made, then bent: fields dropped, doubled, swapped, replaced by what hurts; bytes
+flipped, cut, repeated. Whatever happens, the outcome is an `AwdError` or tensors that lie inside
+the folder. `AWD_FUZZ=50` multiplies the number of examples.
+"""
+
+import copy
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+import awd_core as awd
+from awd_core.checkpoints import StoredTensor
+from awd_core.checkpoints.header import read_header, read_rows
+from tests.helpers import CONFIG
+
+FACTOR = int(os.environ.get("AWD_FUZZ", "1"))
+# 20,000 and more in every run: headers as JSON, headers as bytes, indexes, adapters.
+HEADERS, BYTES, INDEXES, ADAPTERS = 8000, 6000, 4000, 4000
+
+# What breaks readers: limits of integers and floats, wrong kinds, names that lead elsewhere.
+NUMBERS = [0, 1, -1, 2, 3, 4, 8, 12, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**30, 0.5, 1e308]
+TEXTS = [
+    "", ".", "..", "../x", "/etc/passwd", "a\0b", "\ud800", "\u202e", "x" * 300, "F32", "BF16", "F4",
+    "F8_E8M0", "BOOL", "f32", "config.json", "secret.safetensors", "model-00002-of-00002.safetensors",
+    "../secret.safetensors", "outside.safetensors", "__metadata__", "(a|a)*", "(" * 50, ".*" * 30,
+]  # fmt: skip
+HURTFUL: list[Any] = [*NUMBERS, *TEXTS, None, True, False, [], {}, [[]], [0, 0], float("nan")]
+
+
+def bent(draw: st.DrawFn, value: Any, times: int) -> Any:
+    """A deep copy of JSON in which some places were changed."""
+    value = copy.deepcopy(value)
+    for _ in range(times):
+        places = list(_places(value))
+        if not places:
+            return value
+        parent, key = places[draw(st.integers(0, len(places) - 1))]
+        what = draw(st.integers(0, 5))
+        if what == 0:
+            parent[key] = copy.deepcopy(draw(st.sampled_from(HURTFUL)))
+        elif what == 1:
+            del parent[key]
+        elif what == 2 and isinstance(parent[key], int):
+            parent[key] += draw(st.sampled_from([-8, -4, -1, 1, 4, 8]))
+        elif what == 3:
+            other, name = places[draw(st.integers(0, len(places) - 1))]
+            parent[key] = copy.deepcopy(other[name])
+        elif what == 4 and isinstance(parent, dict):
+            parent[draw(st.sampled_from(TEXTS))] = parent[key]
+        else:
+            parent[key] = [parent[key]] * draw(st.integers(0, 3))
+    return value
+
+
+def _places(value: Any) -> Any:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in items:
+        yield value, key
+        if isinstance(child, dict | list):
+            yield from _places(child)
+
+
+def spoilt(draw: st.DrawFn, raw: bytes) -> bytes:
+    """Bytes with a few flipped, cut out, put in or repeated."""
+    changed = bytearray(raw)
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, max(0, len(changed) - 1)))
+        what = draw(st.integers(0, 3))
+        if what == 0 and changed:
+            changed[at] ^= 1 << draw(st.integers(0, 7))
+        elif what == 1:
+            del changed[at : at + draw(st.integers(1, 20))]
+        elif what == 2:
+            changed[at:at] = draw(st.binary(min_size=1, max_size=8))
+        else:
+            changed[at:at] = changed[at : at + draw(st.integers(1, 30))]
+    return bytes(changed)
+
+
+def read_or_refuse(root: Path, path: Path, *, whole: bool = True) -> None:
+    """Open and read everything; what is read lies inside `root`."""
+    try:
+        one = awd.open_checkpoint(path)
+        for tensor in one.stored.values():
+            assert tensor.file.resolve().is_relative_to(root.resolve())
+            assert tensor.offset + tensor.n_bytes <= tensor.file.stat().st_size
+            if whole:
+                read_rows(tensor, 0, tensor.matrix_shape[0])
+        assert one.fingerprint
+    except awd.AwdError as error:
+        str(error).encode("utf-8")
+
+
+STATE = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones(3, dtype=torch.bfloat16),
+    "c": torch.ones((), dtype=torch.float64),
+    "empty": torch.ones(0, 4),
+    "ids": torch.arange(5),
+}
+WHOLE = save(STATE, metadata={"format": "pt"})
+LENGTH = struct.unpack("<Q", WHOLE[:8])[0]
+HEADER = json.loads(WHOLE[8 : 8 + LENGTH])
+DATA = WHOLE[8 + LENGTH :]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a secret beside the model, which nothing may read."""
+    root = tmp_path_factory.mktemp("fuzz")
+    (root / "secret.safetensors").write_bytes(save({"secret": torch.ones(4)}))
+    return root
+
+
+def folder(root: Path, name: str) -> Path:
+    path = root / name
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+@settings(max_examples=HEADERS * FACTOR)
+@given(data=st.data())
+def test_bent_headers(root: Path, data: st.DataObject) -> None:
+    file = folder(root, "headers") / "model.safetensors"
+    header = bent(data.draw, HEADER, data.draw(st.integers(1, 3)))
+    raw = json.dumps(header).encode()
+    length = data.draw(
+        st.sampled_from([len(raw)] * 6 + [len(raw) - 1, len(raw) + 1, 2**63, 4 * 10**10])
+    )
+    tail = data.draw(st.sampled_from([DATA] * 4 + [DATA[:-1], DATA + b"x", b""]))
+    file.write_bytes(struct.pack("<Q", max(0, length)) + raw + tail)
+    read_or_refuse(file.parent, file.parent)
+
+
+@settings(max_examples=BYTES * FACTOR)
+@given(data=st.data())
+def test_spoilt_bytes(root: Path, data: st.DataObject) -> None:
+    file = folder(root, "bytes") / "model.safetensors"
+    file.write_bytes(spoilt(data.draw, WHOLE))
+    read_or_refuse(file.parent, file.parent)
+
+
+@settings(max_examples=INDEXES * FACTOR)
+@given(data=st.data())
+def test_bent_indexes(root: Path, data: st.DataObject) -> None:
+    path = folder(root, "indexes")
+    if not (path / "outside.safetensors").is_symlink():
+        (path / "outside.safetensors").symlink_to("../secret.safetensors")
+        names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+        for number, name in enumerate(names):
+            part = dict(list(STATE.items())[number::2])
+            (path / name).write_bytes(save(part))
+    weight_map = {
+        name: f"model-0000{1 + number % 2}-of-00002.safetensors"
+        for number, name in enumerate(STATE)
+    }
+    index = bent(
+        data.draw, {"metadata": {}, "weight_map": weight_map}, data.draw(st.integers(1, 3))
+    )
+    raw = json.dumps(index).encode()
+    if data.draw(st.integers(0, 3)) == 0:
+        raw = spoilt(data.draw, raw)
+    (path / "model.safetensors.index.json").write_bytes(raw)
+    read_or_refuse(path, path, whole=False)
+
+
+ADAPTER = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"b": 2}, "alpha_pattern": {"a": 3},
+    "use_rslora": False, "fan_in_fan_out": False, "modules_to_save": None, "bias": "none",
+    "init_lora_weights": True, "base_model_name_or_path": "owner/name", "use_dora": False,
+}  # fmt: skip
+FACTORS = {
+    f"base_model.model.{module}.lora_{side}.weight": torch.ones(shape)
+    for module in ("x.a", "x.b")
+    for side, shape in (("A", (2, 3)), ("B", (2, 2)))
+}
+ADAPTED = save(FACTORS)
+ADAPTED_LENGTH = struct.unpack("<Q", ADAPTED[:8])[0]
+ADAPTED_HEADER = json.loads(ADAPTED[8 : 8 + ADAPTED_LENGTH])
+
+
+@settings(max_examples=ADAPTERS * FACTOR)
+@given(data=st.data())
+def test_bent_adapters(root: Path, data: st.DataObject) -> None:
+    path = folder(root, "adapters")
+    config = bent(data.draw, ADAPTER, data.draw(st.integers(0, 3)))
+    raw = json.dumps(config).encode()
+    if data.draw(st.integers(0, 5)) == 0:
+        raw = spoilt(data.draw, raw)
+    (path / "adapter_config.json").write_bytes(raw)
+    names = bent(data.draw, ADAPTED_HEADER, data.draw(st.integers(0, 1)))
+    header = json.dumps(names).encode()
+    content = struct.pack("<Q", len(header)) + header + ADAPTED[8 + ADAPTED_LENGTH :]
+    (path / "adapter_model.safetensors").write_bytes(content)
+    base = StoredTensor("x.a.weight", (2, 3), torch.float32, path, 0)
+    try:
+        tau = awd.open_checkpoint(path).tensor(base).task_vector(0, 2, torch.zeros(2, 3).double())
+        assert tau.shape == (2, 3)
+    except awd.AwdError as error:
+        str(error).encode("utf-8")
+    read_or_refuse(path, path)
+
+
+def test_the_unbent_are_read(root: Path) -> None:
+    file = folder(root, "whole") / "model.safetensors"
+    file.write_bytes(WHOLE)
+    assert set(awd.open_checkpoint(file.parent).stored) == set(STATE)
+    assert set(read_header(file)) == set(STATE)
