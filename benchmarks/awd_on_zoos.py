@@ -219,11 +219,13 @@ def correlation(found: Sequence[Drop]) -> str:
 
 
 def open_zoo(folder: Path | None) -> Bench:
-    """The shipped zoo, or the experts of a folder, with every level of the study."""
+    """The shipped zoo, or the experts that a folder has, with every level of the study."""
     base = awd.open_checkpoint("zoo:base")
-    sources = [f"zoo:{key}" if folder is None else str(folder / key) for key in zoo.TASK_KEYS]
+    keys = [key for key in zoo.TASK_KEYS if folder is None or (folder / key).is_dir()]
+    sources = [f"zoo:{key}" if folder is None else str(folder / key) for key in keys]
     experts = tuple(awd.open_checkpoint(source) for source in sources)
-    return Bench(base, experts, awd.collect(base, experts, spectral=True), zoo.tasks())
+    tasks = tuple(task for task in zoo.tasks() if task.key in keys)
+    return Bench(base, experts, awd.collect(base, experts, spectral=True), tasks)
 
 
 def main() -> None:
