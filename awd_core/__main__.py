@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -21,6 +22,7 @@ from awd_core import zoo
 from awd_core.checkpoints import Checkpoint
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
+from awd_core.parallel import Engine
 from awd_core.recipe import Recipe
 
 app = typer.Typer(
@@ -34,6 +36,12 @@ err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OnEngine = Annotated[
+    str, typer.Option("--engine", help="threads of this machine, or ray: a Ray cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of a running Ray cluster; RAY_ADDRESS if left out.")
+]
 Events = Annotated[
     Path | None, typer.Option(help="Append progress to this file as JSON lines.", hidden=True)
 ]
@@ -110,12 +118,14 @@ def collect(
     ] = False,
     allow_pickle: AllowPickle = False,
     device: Device = "auto",
+    engine: OnEngine = "threads",
+    address: Address = None,
     events: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Read base and experts once and write the study."""
     opened, opened_experts = _open(base, experts, allow_pickle)
-    with Watcher(events, quiet=as_json) as watch:
+    with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         study = awd.collect(
             opened,
             opened_experts,
@@ -126,6 +136,7 @@ def collect(
             exclude=tuple(exclude or ()),
             progress=watch.progress,
             cancel=watch.cancelled,
+            engine=spread,
         )
         if spectra:
             study = awd.collect_spectra(
@@ -359,6 +370,14 @@ def _open(
         for source in (base, *(experts or ()))
     ]
     return opened[0], opened[1:]
+
+
+def _engine(name: str, address: str | None) -> AbstractContextManager[Engine | None]:
+    from awd_core.cluster import ray_cluster
+
+    if name not in ("threads", "ray"):
+        raise typer.BadParameter(f"{name!r}: threads or ray", param_hint="--engine")
+    return ray_cluster(address) if name == "ray" else nullcontext()
 
 
 def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:

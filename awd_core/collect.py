@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
 from awd_core.gram import Grams, pack
 from awd_core.naming import matching, with_distinct_labels
+from awd_core.parallel import Engine
 from awd_core.progress import CancelFn, InOrder, ProgressFn, Reporter
 from awd_core.spectral import spectral_grams
 from awd_core.statistic import Statistic
@@ -38,6 +39,10 @@ from awd_core.sweeps import Sweep, run
 # What the first read gathers; what a statistic is followed by comes from a second one.
 STATISTICS: tuple[type[Statistic], ...] = (Grams, Magnitudes)
 
+# Arrays of one tensor, by name; who takes row Grams, with the row that they begin at.
+Found = dict[str, Any]
+GiveRows = Callable[[int, np.ndarray], None]
+
 
 def collect(
     base: Checkpoint,
@@ -51,6 +56,7 @@ def collect(
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    engine: Engine | None = None,
 ) -> Study:
     """Read base and experts once and write the study.
 
@@ -69,6 +75,8 @@ def collect(
         progress: Called after each tensor.
         cancel: Polled after each tensor.
         chunk_elements: Elements held at once; changes memory, never a result.
+        engine: Where tensors are read, such as `awd_core.cluster.ray_cluster`; the threads of this
+            process when left out. Changes time, never a result.
 
     Returns:
         The study, opened from disk.
@@ -93,9 +101,9 @@ def collect(
     work = _Work(tensors, experts, resolve_device(device), chunk_elements, progress, cancel)
     with files.whole_folder(out, digest) as folder:
         journal = files.Journal(folder)
-        _collect_statistics(work, folder, journal, rows)
+        _collect_statistics(work, folder, journal, rows, engine)
         if spectral:
-            _collect_spectral(work, folder, journal)
+            _collect_spectral(work, folder, journal, engine)
         journal.flush()
         description = _describe(base, experts, tensors, exclude, digest)
         (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -130,7 +138,9 @@ class _Work:
         return [one for one in self.tensors if len(one.shape) >= 2 and self.touching(one)]
 
 
-def _collect_statistics(work: _Work, folder: Path, journal: files.Journal, rows: bool) -> None:
+def _collect_statistics(
+    work: _Work, folder: Path, journal: files.Journal, rows: bool, engine: Engine | None
+) -> None:
     """Fill `gram.safetensors` and `row_gram.safetensors`, from the last finished tensor on."""
     done = {entry["tensor"] for entry in journal.entries() if "tensor" in entry}
     grams = ArrayFile(folder / GRAM, _stacked(len(work.tensors), len(work.experts)))
@@ -142,38 +152,59 @@ def _collect_statistics(work: _Work, folder: Path, journal: files.Journal, rows:
         Reporter("Reading task vectors", total, work.progress, work.cancel),
         [(tensor.n_bytes, tensor.name) for tensor in work.tensors],
     )
+    missing = []
+    for position, tensor in enumerate(work.tensors):
+        if tensor.name in done:
+            report.finished(position)
+        else:
+            missing.append(position)
 
-    def sweeps() -> Iterator[Sweep]:
-        for position, tensor in enumerate(work.tensors):
-            if tensor.name in done:
-                report.finished(position)
-            else:
-                yield _first_sweep(work, position, row_grams if tensor in work.matrices else None)
+    def give_rows(position: int) -> GiveRows | None:
+        tensor = work.tensors[position]
+        if row_grams is None or tensor not in work.matrices:
+            return None
+        return partial(row_grams.write, tensor.name)
 
-    def finished(sweep: Sweep) -> None:
-        for name, value in sweep.found.items():
+    def finished(position: int, found: Found) -> None:
+        for name, value in found.items():
             if name in grams.names and np.size(value):
-                grams.write(name, sweep.position, np.asarray(value)[None])
-        journal.add({"tensor": work.tensors[sweep.position].name}, *written)
-        report.finished(sweep.position)
+                grams.write(name, position, np.asarray(value)[None])
+        journal.add({"tensor": work.tensors[position].name}, *written)
+        report.finished(position)
 
     try:
-        run(sweeps(), finished)
+        if engine is None:
+            sweeps = (_first_sweep(work, position, give_rows(position)) for position in missing)
+            run(sweeps, lambda sweep: finished(sweep.position, sweep.found))
+        else:
+            task = partial(_statistics_of, replace(work, progress=None, cancel=None))
+            for position, found in zip(missing, engine(task, missing), strict=True):
+                write = give_rows(position)
+                if write and "row_gram" in found:
+                    write(0, found["row_gram"])
+                finished(position, found)
     finally:
         for file in (grams, row_grams):
             if file is not None:
                 file.close()
 
 
-def _first_sweep(work: _Work, position: int, row_grams: ArrayFile | None) -> Sweep:
+def _statistics_of(work: _Work, position: int) -> Found:
+    """What the pass finds in one tensor, its row Grams too: a task of a cluster."""
+    swept: list[Sweep] = []
+    run([_first_sweep(work, position, None)], swept.append, workers=2)
+    return swept[0].found
+
+
+def _first_sweep(work: _Work, position: int, give_rows: GiveRows | None) -> Sweep:
     tensor = work.tensors[position]
     experts = work.touching(tensor)
     kinds = STATISTICS if experts else (Grams,)
     statistics = [kind(len(experts)) for kind in kinds]
-    if row_grams is not None:
+    if give_rows is not None:
         for statistic in statistics:
             if isinstance(statistic, Grams):
-                statistic.give_rows = partial(row_grams.write, tensor.name)
+                statistic.give_rows = give_rows
     reader = Reader(tensor, experts, work.device)
     whole_rows = reader.needs_whole_rows or work.device.type != "cpu"
     parts = list(spans(tensor, work.chunk_elements, whole_rows))
@@ -189,7 +220,9 @@ def _stacked(n_tensors: int, n_experts: int) -> dict[str, tuple[tuple[int, ...],
     }
 
 
-def _collect_spectral(work: _Work, folder: Path, journal: files.Journal) -> None:
+def _collect_spectral(
+    work: _Work, folder: Path, journal: files.Journal, engine: Engine | None
+) -> None:
     """Fill `spectral_gram.safetensors`, from the last finished matrix on."""
     done = {entry["rotated"] for entry in journal.entries() if "rotated" in entry}
     matrices = [tensor for tensor in work.matrices if tensor.n_elements]
@@ -197,12 +230,15 @@ def _collect_spectral(work: _Work, folder: Path, journal: files.Journal) -> None
     file = ArrayFile(folder / SPECTRAL_GRAM, shapes)
     total = sum(tensor.n_bytes for tensor in matrices)
     report = Reporter("Rotating matrices", total, work.progress, work.cancel)
+    missing = [tensor for tensor in matrices if tensor.name not in done]
+    for tensor in matrices:
+        if tensor.name in done:
+            report.advance(tensor.n_bytes, tensor.name)
+    rotate = partial(spectral_grams, experts=work.experts, device=work.device)
     try:
-        for tensor in matrices:
-            if tensor.name not in done:
-                grams = spectral_grams(tensor, work.experts, work.device)
-                file.write(tensor.name, 0, pack(grams))
-                journal.add({"rotated": tensor.name}, file.path)
+        for tensor, grams in zip(missing, (engine or map)(rotate, missing), strict=True):
+            file.write(tensor.name, 0, pack(grams))
+            journal.add({"rotated": tensor.name}, file.path)
             report.advance(tensor.n_bytes, tensor.name)
     finally:
         file.close()

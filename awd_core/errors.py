@@ -73,6 +73,10 @@ class OutputError(AwdError):
     """The result cannot be written, or what was written is not what should be there."""
 
 
+class ClusterError(AwdError):
+    """A cluster that cannot be used, or that gave a task up."""
+
+
 class Cancelled(AwdError):
     """The user cancelled; nothing half-written remains."""
 

@@ -8,10 +8,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Runs tasks that do not depend on one another; their results come in the order of tasks."""
+
+    def __call__(self, function: Callable[[Any], Result], tasks: Iterable[Any]) -> Iterator[Result]:
+        """`function` of every task, in order."""
+        ...
+
 
 # One more than cores, so that none idles while a task waits for the disk.
 WORKERS = int(os.environ.get("AWD_WORKERS", 0)) or (os.cpu_count() or 1) + 1

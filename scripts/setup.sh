@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 kind=$1
 case $kind in
     runtime) wanted="requirements.txt" ;;
-    dev) wanted="requirements.txt requirements-dev.txt" ;;
+    dev) wanted="requirements.txt requirements-cluster.txt requirements-dev.txt" ;;
     *) echo "usage: sh scripts/setup.sh runtime|dev" >&2; exit 2 ;;
 esac
 

@@ -1,0 +1,83 @@
+"""The pass and the merge on a local Ray cluster: the same bytes, also when a worker dies."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+import awd_core as awd
+from awd_core.checkpoints.weights import SINGLE
+from awd_core.cluster import ray_cluster
+from awd_core.parallel import Engine
+from awd_core.progress import Progress
+from tests.helpers import family, tree
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray closes its pipes when its processes are gone, not before.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster whose head does no work, with two workers of one processor each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture
+def engine(nodes: Any) -> Iterator[Engine]:
+    with ray_cluster(nodes.address) as engine:
+        yield engine
+
+
+def test_study_has_the_same_bytes(tmp_path: Path, engine: Engine) -> None:
+    one = family(tmp_path, 3)
+    here = one.study(out=tmp_path / "here", spectral=True)
+    there = one.study(out=tmp_path / "there", spectral=True, engine=engine)
+    assert there.digest == here.digest
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_study_has_the_same_bytes_when_a_worker_dies(tmp_path: Path, nodes: Any) -> None:
+    one = family(tmp_path, 3)
+    one.study(out=tmp_path / "here")
+    finished: list[str] = []
+
+    def kill_one(step: Progress) -> None:
+        finished.append(step.what)
+        if len(finished) == 2:
+            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+    with ray_cluster(nodes.address) as engine:
+        one.study(out=tmp_path / "there", engine=engine, progress=kill_one)
+        alive = sum(node["Alive"] for node in ray.nodes())
+    nodes.add_node(num_cpus=1)
+    assert alive == 2, "the head and one worker"
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_error_of_a_task_is_the_error_it_would_be_here(tmp_path: Path, engine: Engine) -> None:
+    one = family(tmp_path, 2)
+    experts = one.experts
+    weights = experts[1].path / SINGLE
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(awd.AwdError, match="cannot be read to the end") as caught:
+        awd.collect(one.base, experts, tmp_path / "study", engine=engine)
+    assert caught.value.remedy
+    assert not (tmp_path / "study").exists()
+
+
+def test_missing_cluster_is_named() -> None:
+    with pytest.raises(awd.AwdError, match=r"127\.0\.0\.1:1"), ray_cluster("127.0.0.1:1"):
+        pass
