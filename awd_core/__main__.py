@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the inputs are wrong, 2 usage, 130 cancelled.
 """
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -236,6 +237,10 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     allow_pickle: AllowPickle = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(help="Largest weight file, as 5GB or 500MB; the base's files if left out."),
+    ] = None,
     device: Device = "auto",
     events: Events = None,
     as_json: AsJson = False,
@@ -248,6 +253,7 @@ def merge(
             output,
             checkpoints=_open(chosen.base, chosen.experts, allow_pickle),
             device=device,
+            shard_bytes=None if shard_size is None else _bytes(shard_size),
             progress=watch.progress,
             cancel=watch.cancelled,
         )
@@ -358,6 +364,14 @@ def verify(
     else:
         _print_table(f"Verification of {output}", rows)
     raise typer.Exit(0 if found.ok else 1)
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", size.strip(), re.IGNORECASE)
+    n_bytes = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if n_bytes < 1:
+        raise typer.BadParameter(f"{size!r}: expected a size such as 5GB or 500MB")
+    return int(n_bytes)
 
 
 def _open(

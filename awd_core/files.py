@@ -176,10 +176,16 @@ class Journal:
 
     def add(self, entry: Any, *files: Path) -> None:
         """A step is finished; `files` are what it wrote to."""
+        due = self.is_due
         self._lines.append(json.dumps(entry) + "\n")
         self._touched.update(files)
-        if time.monotonic() - self._last >= self.SECONDS_BETWEEN:
+        if due:
             self.flush()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next step will be made to last with those before it."""
+        return time.monotonic() - self._last >= self.SECONDS_BETWEEN
 
     def flush(self) -> None:
         """Make it last."""

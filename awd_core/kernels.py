@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from awd_core.lanes import LANES, LANES_TYPE, multiply_add, splat, store
+from awd_core.lanes import LANES, LANES_TYPE, multiply_add, pick_less, size, splat, store
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2, 3
 # A tensor that an expert does not change has no bytes in a chunk.
@@ -182,15 +182,30 @@ def task_vectors(
     is_vector: np.ndarray,
     base: np.ndarray,
     out: np.ndarray,
-) -> None:
-    """theta_0, (n,), and tau_k, (K, n), of a whole chunk, float64; n a multiple of LANES."""
+) -> bool:
+    """theta_0, (n,), and tau_k, (K, n), of a whole chunk, float64; n a multiple of LANES.
+
+    Returns:
+        Whether every number is finite.
+    """
     n = len(base)
+    # x - x is 0 for a finite number, and NaN for the others.
+    strange = splat(0.0)
+    lanes = np.empty((1, LANES))
     for start in range(0, n, SEGMENT):
         size = min(SEGMENT, n - start)
         stop = start + size
         _widen_block(
             data, offsets, codes, is_vector, start, size, base[start:stop], out[:, start:stop]
         )
+        for j in range(start, stop, LANES):
+            number = _load_float64(base, j)
+            strange = strange + (number - number)
+            for k in range(len(out)):
+                number = _load_float64(out[k], j)
+                strange = strange + (number - number)
+    store(lanes, 0, strange)
+    return bool(np.all(lanes == 0.0))
 
 
 @numba.njit(**_JIT)
@@ -227,6 +242,7 @@ def weighted_sum(
     first: int,
     columns: int,
     n: int,
+    largest: float,
     code: int,
     out: np.ndarray,
 ) -> bool:
@@ -243,19 +259,20 @@ def weighted_sum(
         first: Position of the chunk's first element in the flattened tensor.
         columns: Columns of the tensor.
         n: Elements of the chunk.
+        largest: Largest number of the type of the result.
         code: Type of the result.
         out: Bytes of the result, with room for whole groups of lanes.
 
     Returns:
-        Whether every number is finite.
+        Whether every number is finite and none is larger than `largest`.
     """
     base, total, spread = np.empty(SEGMENT), np.empty(SEGMENT), np.empty(SEGMENT)
     # x - x is 0 for a finite number, and NaN for the others.
-    strange = splat(0.0)
+    strange, most = splat(0.0), splat(0.0)
     lanes = np.empty((1, LANES))
     for start in range(0, n, SEGMENT):
-        size = min(SEGMENT, n - start)
-        for j in range(0, size, LANES):
+        length = min(SEGMENT, n - start)
+        for j in range(0, length, LANES):
             _store_float64(base, j, _stored(data, offsets[0], codes[0], start + j))
         total[:] = 0.0
         for k in range(len(weights)):
@@ -263,18 +280,29 @@ def weighted_sum(
                 continue
             own = weights[k]
             if weights.shape[1] > 1:
-                _spread(weights[k], first + start, columns, size, spread)
+                _spread(weights[k], first + start, columns, length, spread)
                 own = spread
             _add_weighted(
-                data, offsets[k + 1], codes[k + 1], is_vector[k + 1], start, size, own, base, total
+                data,
+                offsets[k + 1],
+                codes[k + 1],
+                is_vector[k + 1],
+                start,
+                length,
+                own,
+                base,
+                total,
             )
-        for j in range(0, size, LANES):
+        for j in range(0, length, LANES):
             update, own_base = _load_float64(total, j), _load_float64(base, j)
             merged = _unless_zero(update, own_base + update, own_base)
             strange = strange + (merged - merged)
+            most = pick_less(most, size(merged), size(merged), most)
             _store(out, code, start + j, merged)
     store(lanes, 0, strange)
-    return bool(np.all(lanes == 0.0))
+    finite = np.all(lanes == 0.0)
+    store(lanes, 0, most)
+    return bool(finite and np.all(lanes <= largest))
 
 
 @numba.njit(**_JIT)

@@ -1,8 +1,10 @@
 """Run a recipe: the main path. A plan is made as a value, then streamed."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,28 @@ import torch
 
 from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
-from awd_core.checkpoints.header import read_rows
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
-from awd_core.errors import OutputError, not_finite
+from awd_core.errors import OutputError
+from awd_core.final_type import in_final_type
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.spectral import spectral_redundant
-from awd_core.stream import Chunk, chunks, read_base, resolve_device, row_blocks
+from awd_core.stream import (
+    Chunk,
+    chunks,
+    read_as_stored,
+    read_base,
+    resolve_device,
+    row_blocks,
+    spans,
+)
 from awd_core.study import Study, equalise_norms
 from awd_core.vectors import Piece, TensorVectors, Vectors
-from awd_core.writer import write_model
+from awd_core.weighted import Tensors, is_weighted_sum, weighted_tensors
+from awd_core.writer import Shard, shards, write_model
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,15 @@ def merge(
     *,
     study: Study | None = None,
     device: str = "auto",
+    shard_bytes: int | None = None,
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
     checkpoints: tuple[Checkpoint, Sequence[Checkpoint]] | None = None,
 ) -> Path:
     """Merge and write an ordinary Hugging Face folder, whole or not at all.
+
+    Killed, or stopped by a disk that is full or cannot be read, it goes on from the last finished
+    tensor when it is run again; the bytes are those of a run that was never stopped.
 
     Args:
         recipe: What to merge.
@@ -118,8 +133,9 @@ def merge(
         study: The study of the same base and experts, when it is at hand; AWD needs one and
             collects it otherwise.
         device: `auto`, `cpu` or `cuda`.
-        progress: Called after each tensor.
-        cancel: Polled after each tensor.
+        shard_bytes: Largest size of a weight file; the files of the base when left out.
+        progress: Called after each block.
+        cancel: Polled after each block.
         checkpoints: Base and experts, when the caller has opened them already.
 
     Returns:
@@ -136,9 +152,24 @@ def merge(
     n_bytes = sum(tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in plan.tensors)
     files.require_space(out, n_bytes)
     report = Reporter("Merging", n_bytes, progress, cancel)
-    with files.whole_folder(out) as folder:
-        write_model(folder, plan, _reported(merged_tensors(plan), report))
+    layout = shards(plan, shard_bytes)
+    with files.whole_folder(out, _digest(plan, layout)) as folder:
+        journal = files.Journal(folder)
+        write_model(folder, plan, layout, partial(merged_tensors, plan), journal, report)
     return out
+
+
+def _digest(plan: Plan, layout: Sequence[Shard]) -> str:
+    """SHA-256 of what decides the bytes of the result."""
+    parts = {
+        "recipe": plan.recipe.digest,
+        "inputs": [(one.label, one.fingerprint) for one in (plan.base, *plan.experts)],
+        "paths": [str(one.path) for one in (plan.base, *plan.experts)],
+        "layout": [(shard.name, [tensor.name for tensor in shard.tensors]) for shard in layout],
+        "device": plan.device.type,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def plan_merge(
@@ -217,48 +248,27 @@ def _study_of(plan: Plan, study: Study | None, options: dict[str, Any]) -> Study
     return collect(plan.base, plan.experts, spectral=spectral, exclude=left_out, **options)
 
 
-def merged_tensors(plan: Plan) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
-    """Every tensor of the result in file order, as blocks of whole rows in their final type."""
-    survey = None if plan.sole_expert is not None else plan.method.survey(_vectors(plan))
+def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) -> Tensors:
+    """Tensors of the result in order, each as flat pieces in its final type.
+
+    Args:
+        plan: The merge.
+        tensors: Which; all of them when left out.
+    """
+    tensors = plan.tensors if tensors is None else tensors
+    if is_weighted_sum(plan):
+        yield from weighted_tensors(plan, tensors)
+        return
     merged = {tensor.name for tensor in plan.merged}
-    for tensor in plan.tensors:
+    survey = None
+    if plan.sole_expert is None and any(tensor.name in merged for tensor in tensors):
+        survey = plan.method.survey(_vectors(plan))
+    for tensor in tensors:
         if tensor.name in merged:
             blocks = _merged_blocks(plan, tensor, survey)
         else:
-            blocks = (read_rows(tensor, start, stop) for start, stop in row_blocks(tensor))
-        yield tensor, (_final(plan, tensor, block) for block in blocks)
-
-
-def _final(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
-    """A block of the result in its final type.
-
-    Raises:
-        OutputError: A weight is not finite, or too large for the type.
-    """
-    final = block.to(plan.out_dtype(tensor))
-    if tensor.is_float and not torch.isfinite(final.to(torch.float64).sum()):
-        _refuse_not_finite(plan, tensor, block, final)
-    return final.cpu()
-
-
-def _refuse_not_finite(
-    plan: Plan, tensor: StoredTensor, block: torch.Tensor, final: torch.Tensor
-) -> None:
-    finite = torch.isfinite(block.to(torch.float64))
-    dtype = str(final.dtype).removeprefix("torch.")
-    if (finite & ~torch.isfinite(final.to(torch.float64))).any():
-        wider = "bfloat16 or float32" if final.dtype == torch.float16 else "float32"
-        raise OutputError(
-            f"A merged weight is too large for {dtype}",
-            where=f"tensor {tensor.name!r}",
-            received=f"{float(block[finite].to(torch.float64).abs().max()):g}",
-            expected=f"at most {torch.finfo(final.dtype).max:g}",
-            remedy=f"Set `dtype: {wider}` in the recipe, or take a smaller coefficient.",
-        )
-    if tensor.name not in plan.excluded and not finite.all():
-        sole = None if plan.sole_expert is None else plan.experts[plan.sole_expert]
-        alone = sole is not None and sole.touches(tensor.name)
-        raise not_finite(tensor.name, f"expert {sole.label!r}" if alone and sole else "the base")
+            blocks = (read_as_stored(tensor, span) for span in spans(tensor))
+        yield tensor, (in_final_type(plan, tensor, block).cpu().flatten() for block in blocks)
 
 
 def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:
@@ -401,15 +411,3 @@ def _refuse_own_inputs(plan: Plan, out: Path) -> None:
                 expected="a folder of its own",
                 remedy="Choose another output folder.",
             )
-
-
-def _reported(
-    tensors: Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]], report: Reporter
-) -> Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]:
-    def counted(name: str, blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        for block in blocks:
-            yield block
-            report.advance(block.nbytes, name)
-
-    for tensor, blocks in tensors:
-        yield tensor, counted(tensor.name, blocks)

@@ -7,7 +7,8 @@ task waits for the disk another computes: what is read next is read ahead.
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 Task = TypeVar("Task")
@@ -23,7 +24,13 @@ class Engine(Protocol):
 
 
 # One more than cores, so that none idles while a task waits for the disk.
-WORKERS = int(os.environ.get("AWD_WORKERS", 0)) or (os.cpu_count() or 1) + 1
+WORKERS = (os.cpu_count() or 1) + 1
+
+
+@cache
+def pool(workers: int) -> ThreadPoolExecutor:
+    """The threads of this process; a task must never wait for another one."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="awd")
 
 
 def in_order(
@@ -42,13 +49,17 @@ def in_order(
     """
     workers = WORKERS if workers is None else workers
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="awd")
     try:
         for task in tasks:
-            waiting.append(pool.submit(function, task))
+            waiting.append(pool(workers).submit(function, task))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        drop(waiting)
+
+
+def drop(waiting: Iterable[Future[Result]]) -> None:
+    """Wait for what is running, and let nothing else of it begin."""
+    wait([future for future in waiting if not future.cancel()])

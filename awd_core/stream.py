@@ -92,20 +92,19 @@ class Packed:
         """What every kernel takes first."""
         return self.data.numpy(), self.offsets, self.codes, self.is_vector
 
-    def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """theta_0, (n,), and tau_k, (K, n), float64."""
+    def widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """theta_0, (n,), and tau_k, (K, n), float64, and whether all of them are finite."""
         if self.data.device.type != "cpu":
             base = self._float64(0)
             vectors = [self._task_vector(k, base) for k in range(1, len(self.codes))]
-            return base, torch.stack(vectors)
+            stacked = torch.stack(vectors)
+            return base, stacked, bool(torch.isfinite(base.sum() + stacked.sum()))
         padded = -(-self.n // kernels.LANES) * kernels.LANES
         base = np.empty(padded)
         vectors = np.empty((len(self.codes) - 1, padded))
-        kernels.task_vectors(*self.for_kernels, base, vectors)
-        return (
-            torch.from_numpy(base[: self.n]),
-            torch.from_numpy(np.ascontiguousarray(vectors[:, : self.n])),
-        )
+        finite = kernels.task_vectors(*self.for_kernels, base, vectors)
+        vectors = np.ascontiguousarray(vectors[:, : self.n])
+        return torch.from_numpy(base[: self.n]), torch.from_numpy(vectors), finite
 
     def _task_vector(self, index: int, base: torch.Tensor) -> torch.Tensor:
         if self.codes[index] == kernels.NOTHING:
@@ -167,12 +166,12 @@ class Chunk:
         return self._widened[1]
 
     @cached_property
-    def _widened(self) -> tuple[torch.Tensor, torch.Tensor]:
-        base, vectors = self.packed.widened()
+    def _widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        base, vectors, finite = self.packed.widened()
         shape = self.span.rows, self.span.columns
         if self.scales is not None:
             vectors *= torch.from_numpy(self.scales).to(vectors.device)[:, None]
-        return base.view(shape), vectors.view(-1, *shape)
+        return base.view(shape), vectors.view(-1, *shape), finite
 
     def require_finite(self) -> None:
         """Refuse NaN and infinite weights.
@@ -180,8 +179,7 @@ class Chunk:
         Raises:
             AwdError: With the tensor, and the base or the first expert that has one.
         """
-        # One reduction tells whether anything is wrong; only then is it looked for.
-        if torch.isfinite(self.base.sum() + self.task_vectors.sum()):
+        if self._widened[2]:
             return
         culprits = ["the base"] if not torch.isfinite(self.base).all() else []
         culprits += [
@@ -249,7 +247,7 @@ class Reader:
         for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes, strict=True)):
             part, source = view[offset : offset + size], self._sources[index]
             if source is not None and source.dtype in CODES:
-                _read(source, span.first * source.dtype.itemsize, part)
+                read_bytes(source, span.first * source.dtype.itemsize, part)
             elif size:
                 numbers = self._float64(index, span)
                 part[:] = numbers.contiguous().view(-1).view(torch.uint8).numpy().data
@@ -301,7 +299,7 @@ def _on(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
     return data
 
 
-def _read(stored: StoredTensor, start: int, out: memoryview) -> None:
+def read_bytes(stored: StoredTensor, start: int, out: memoryview) -> None:
     """Fill `out` with bytes of a tensor from byte `start` on.
 
     Raises:
@@ -325,6 +323,13 @@ def _read(stored: StoredTensor, start: int, out: memoryview) -> None:
             received=error.strerror or error,
             remedy="Check the disk, then download or copy the file again.",
         ) from error
+
+
+def read_as_stored(stored: StoredTensor, span: Span) -> torch.Tensor:
+    """The numbers of a span, flat, in the type they are stored in."""
+    buffer = torch.empty(span.n_elements * stored.dtype.itemsize, dtype=torch.uint8)
+    read_bytes(stored, span.first * stored.dtype.itemsize, buffer.numpy().data)
+    return buffer.view(stored.dtype)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -7,11 +7,11 @@ taken in in order. Sweeps of other tensors fill the time while the last chunks o
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from awd_core.parallel import WORKERS
+from awd_core.parallel import WORKERS, drop, pool
 from awd_core.statistic import Statistic
 from awd_core.stream import Reader, Span
 
@@ -94,7 +94,6 @@ def run(
             else:
                 following.append(another)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="awd")
     try:
         while True:
             sweep = following.popleft() if following else next(remaining, None)
@@ -106,8 +105,8 @@ def run(
             if not sweep.spans:
                 close(sweep)
             for span in sweep.spans:
-                waiting.append((sweep, pool.submit(sweep.parts, span)))
+                waiting.append((sweep, pool(workers).submit(sweep.parts, span)))
                 if len(waiting) >= 2 * workers:
                     take()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        drop(future for _, future in waiting)

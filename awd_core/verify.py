@@ -169,7 +169,7 @@ def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
     report = Reporter("Deriving", len(plan.tensors), cancel=cancel)
     for tensor, blocks in merged_tensors(plan):
         rows = list(blocks)
-        if rows and not _equal(written.get(tensor.name), torch.cat(rows)):
+        if rows and not _equal(written.get(tensor.name), torch.cat(rows).view(tensor.matrix_shape)):
             raise OutputError(
                 "A tensor differs from what the recipe gives",
                 where=f"tensor {tensor.name!r} of {folder}",

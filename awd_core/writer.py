@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.folder import inside
 from awd_core.checkpoints.header import DTYPE_CODES
 from awd_core.checkpoints.weights import INDEX, SINGLE
+from awd_core.hashes import InputHashes
+from awd_core.progress import Reporter
+from awd_core.weighted import Tensors
 
 if TYPE_CHECKING:
     from awd_core.merge import Plan
@@ -26,83 +30,151 @@ RECIPE, PROVENANCE, CARD = "recipe.yaml", "provenance.json", "README.md"
 _NOT_SIDECARS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf"}
 _OF_THE_BASE = {CARD, INDEX, "model.safetensors.index.json", "pytorch_model.bin.index.json"}
 
-Tensors = Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file of the result: its name and its tensors, in order."""
+
+    name: str
+    tensors: tuple[StoredTensor, ...]
 
 
-def write_model(folder: Path, plan: "Plan", tensors: Tensors) -> None:
-    """Fill an empty folder with the merged model.
-
-    The layout is the base's: the same files hold the same tensors in the same order.
-    """
-    hashes: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
-    sizes: list[int] = []
-    single = len(plan.base.files) == 1
-    metadata = {"format": "pt", "awd_recipe": plan.recipe.model_dump_json(exclude_defaults=True)}
-    by_file = groupby(tensors, key=lambda pair: pair[0].file)
-    for source, group in by_file:
-        name = SINGLE if single else _shard_name(source)
-        own = [tensor for tensor in plan.tensors if tensor.file == source]
-        specs = [(tensor.name, tensor.shape, plan.out_dtype(tensor)) for tensor in own]
-        sizes += [tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in own]
-        weight_map |= dict.fromkeys((tensor.name for tensor in own), name)
-        blocks = (block for _, tensor_blocks in group for block in tensor_blocks)
-        hashes[name] = write_safetensors(folder / name, specs, blocks, metadata)
-    if not single:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    _copy_sidecars(plan, folder)
-    (folder / RECIPE).write_text(plan.recipe.to_yaml(), encoding="utf-8")
-    (folder / CARD).write_text(model_card(plan), encoding="utf-8")
-    provenance = _provenance(plan, folder, hashes)
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2), encoding="utf-8")
-
-
-def write_safetensors(
-    file: Path,
-    specs: Iterable[tuple[str, tuple[int, ...], torch.dtype]],
-    blocks: Iterable[torch.Tensor],
-    metadata: dict[str, str],
-) -> str:
-    """Write one safetensors file, header first, then the bytes of `blocks` in order.
+def shards(plan: "Plan", shard_bytes: int | None = None) -> tuple[Shard, ...]:
+    """The weight files of the result.
 
     Args:
-        file: Where.
-        specs: Name, shape and type of every tensor, in order.
-        blocks: Contiguous pieces whose concatenated bytes are those tensors.
-        metadata: Strings for `__metadata__`.
-
-    Returns:
-        SHA-256 of the file.
+        plan: The merge.
+        shard_bytes: Largest size of a file, unless a single tensor is larger; the files of the base
+            when left out.
     """
-    header: dict[str, Any] = {"__metadata__": metadata}
+    if shard_bytes is None:
+        by_file = groupby(plan.tensors, key=lambda tensor: tensor.file)
+        parts = [(_shard_name(file), tuple(own)) for file, own in by_file]
+        return tuple(Shard(SINGLE if len(parts) == 1 else name, own) for name, own in parts)
+    groups: list[list[StoredTensor]] = [[]]
+    size = 0
+    for tensor in plan.tensors:
+        size += _bytes(plan, tensor)
+        if size > shard_bytes and groups[-1]:
+            groups.append([])
+            size = _bytes(plan, tensor)
+        groups[-1].append(tensor)
+    if len(groups) == 1:
+        return (Shard(SINGLE, tuple(groups[0])),)
+    name = f"model-{{:05d}}-of-{len(groups):05d}.safetensors"
+    return tuple(Shard(name.format(at), tuple(own)) for at, own in enumerate(groups, 1))
+
+
+def _bytes(plan: "Plan", tensor: StoredTensor) -> int:
+    return tensor.n_elements * plan.out_dtype(tensor).itemsize
+
+
+def write_model(
+    folder: Path,
+    plan: "Plan",
+    layout: Sequence[Shard],
+    make: Callable[[Sequence[StoredTensor]], Tensors],
+    journal: files.Journal,
+    report: Reporter,
+) -> None:
+    """Fill a folder with the merged model, from the last finished tensor on.
+
+    Args:
+        folder: From `files.whole_folder`, empty or with what an earlier run has finished.
+        plan: The merge.
+        layout: The weight files.
+        make: Makes tensors of the result, in the order given.
+        journal: Of the folder.
+        report: Told of every block.
+    """
+    inputs = InputHashes(file for one in (plan.base, *plan.experts) for file in one.files)
+    try:
+        entries = journal.entries()
+        done = {entry["tensor"]: entry["end"] for entry in entries if "tensor" in entry}
+        hashes = {entry["shard"]: entry["sha256"] for entry in entries if "shard" in entry}
+        tensors = make([tensor for tensor in plan.tensors if tensor.name not in done])
+        for shard in layout:
+            if shard.name in hashes:
+                report.advance(sum(_bytes(plan, tensor) for tensor in shard.tensors), shard.name)
+            else:
+                hashes[shard.name] = _write_shard(
+                    folder, plan, shard, tensors, done, journal, report
+                )
+        if len(layout) > 1:
+            _write_index(folder, plan, layout)
+        _copy_sidecars(plan, folder)
+        (folder / RECIPE).write_text(plan.recipe.to_yaml(), encoding="utf-8")
+        (folder / CARD).write_text(model_card(plan), encoding="utf-8")
+        provenance = _provenance(plan, folder, hashes, inputs.result())
+        (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2), encoding="utf-8")
+    finally:
+        inputs.stop()
+
+
+def _write_shard(
+    folder: Path,
+    plan: "Plan",
+    shard: Shard,
+    tensors: Tensors,
+    done: Mapping[str, int],
+    journal: files.Journal,
+    report: Reporter,
+) -> str:
+    """Write what is missing of one file, header first; its SHA-256."""
+    file = folder / shard.name
+    header = _header(plan, shard)
+    finished = [tensor for tensor in shard.tensors if tensor.name in done]
+    digest = hashlib.sha256()
+    with file.open("r+b" if finished else "wb") as stream:
+        if finished:
+            stream.truncate(done[finished[-1].name])
+            while part := stream.read(1 << 20):
+                digest.update(part)
+            report.advance(sum(_bytes(plan, tensor) for tensor in finished), shard.name)
+        else:
+            stream.write(header)
+            digest.update(header)
+        for tensor in shard.tensors[len(finished) :]:
+            made, blocks = next(tensors)
+            assert made is tensor
+            for block in blocks:
+                data = block.contiguous().view(torch.uint8).numpy().data
+                stream.write(data)
+                digest.update(data)
+                report.advance(len(data), tensor.name)
+            if journal.is_due:
+                stream.flush()
+            journal.add({"tensor": tensor.name, "end": stream.tell()}, file)
+        size = stream.tell()
+    expected = len(header) + sum(_bytes(plan, tensor) for tensor in shard.tensors)
+    assert size == expected, f"{shard.name}: {size} bytes, header says {expected}"
+    journal.add({"shard": shard.name, "sha256": digest.hexdigest()}, file)
+    return digest.hexdigest()
+
+
+def _header(plan: "Plan", shard: Shard) -> bytes:
+    """Header of a safetensors file, with its length in front."""
+    recipe = plan.recipe.model_dump_json(exclude_defaults=True)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "awd_recipe": recipe}}
     offset = 0
-    for name, shape, dtype in specs:
-        end = offset + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {
-            "dtype": DTYPE_CODES[dtype],
-            "shape": list(shape),
+    for tensor in shard.tensors:
+        end = offset + _bytes(plan, tensor)
+        header[tensor.name] = {
+            "dtype": DTYPE_CODES[plan.out_dtype(tensor)],
+            "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
         offset = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    digest = hashlib.sha256()
-    with file.open("wb") as stream:
-        for part in _parts(raw, blocks):
-            stream.write(part)
-            digest.update(part)
-        written = stream.tell() - 8 - len(raw)
-    assert written == offset, f"{file.name}: wrote {written} bytes of data, header says {offset}"
-    return digest.hexdigest()
+    return struct.pack("<Q", len(raw)) + raw
 
 
-def _parts(raw_header: bytes, blocks: Iterable[torch.Tensor]) -> Iterator[bytes | memoryview]:
-    yield struct.pack("<Q", len(raw_header))
-    yield raw_header
-    for block in blocks:
-        if block.numel():
-            yield block.contiguous().view(-1).view(torch.uint8).numpy().data
+def _write_index(folder: Path, plan: "Plan", layout: Sequence[Shard]) -> None:
+    size = sum(_bytes(plan, tensor) for tensor in plan.tensors)
+    weight_map = {tensor.name: shard.name for shard in layout for tensor in shard.tensors}
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def sidecars(base: Path) -> Iterator[Path]:
@@ -133,13 +205,15 @@ def _copy_sidecars(plan: "Plan", folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _provenance(plan: "Plan", folder: Path, hashes: dict[str, str]) -> dict[str, Any]:
+def _provenance(
+    plan: "Plan", folder: Path, hashes: Mapping[str, str], inputs: Mapping[Path, str]
+) -> dict[str, Any]:
     from importlib.metadata import version
 
     outputs = {
-        str(file.relative_to(folder)): hashes.get(file.name) or files.sha256(file)
+        name: hashes.get(name) or files.sha256(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
+        if file.is_file() and not (name := str(file.relative_to(folder))).startswith(".")
     }
     return {
         "recipe_digest": plan.recipe.digest,
@@ -149,7 +223,7 @@ def _provenance(plan: "Plan", folder: Path, hashes: dict[str, str]) -> dict[str,
                 "path": str(source.path.absolute()),
                 "kind": source.kind,
                 "fingerprint": source.fingerprint,
-                "sha256": {file.name: files.sha256(file) for file in source.files},
+                "sha256": {file.name: inputs[file] for file in source.files},
             }
             for source in (plan.base, *plan.experts)
         ],

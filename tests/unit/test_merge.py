@@ -166,7 +166,7 @@ def test_chunk_size_never_changes_a_bit(
     tmp_path: Path, n_experts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Beside a base of 0 every bit of what is added shows.
-    shapes = {"column.weight": (3, 1), "b.weight": (3, 40), "norm": (4,)}
+    shapes = {"column.weight": (3, 1), "b.weight": (3, 40), "norm": (4,), "long.weight": (2, 1100)}
     base = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     one = Family(tmp_path, base, expert_states(base, n_experts))
     recipes: list[dict[str, Any]] = [
@@ -178,6 +178,8 @@ def test_chunk_size_never_changes_a_bit(
     for function in ("chunks", "row_blocks"):
         single_rows = partial(getattr(stream, function), chunk_elements=1)
         monkeypatch.setattr(import_module("awd_core.merge"), function, single_rows)
+    small = partial(stream.spans, chunk_elements=1)
+    monkeypatch.setattr(import_module("awd_core.weighted"), "spans", small)
     for recipe, expected in zip(recipes, whole, strict=True):
         assert same_bits(one.state(**recipe), expected)
 

@@ -442,13 +442,6 @@ def test_a_disk_that_is_too_small_is_refused_first(small_disk: Path, tmp_path: P
     assert not list(small_disk.iterdir())
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(small_disk: Path, one: Family) -> None:
-    (one.base_path / "tokenizer.json").write_text("x" * 100_000)  # what the first look left out
-    with pytest.raises(awd.AwdError, match=r"cannot be written.*No space left.*disk has space"):
-        awd.merge(one.recipe(), small_disk / "out")
-    assert not list(small_disk.iterdir())
-
-
 def enlarge(disk: Path) -> None:
     """Give a file system of `small_disk` 8 MB."""
     remount = 32
@@ -471,8 +464,25 @@ def test_a_study_on_a_full_disk_goes_on_when_there_is_space(
     assert [path.name for path in small_disk.iterdir()] == ["study"]
 
 
-def test_a_write_that_fails_midway_leaves_nothing_behind(one: Family, tmp_path: Path) -> None:
-    before = tree(tmp_path)
+def test_a_merge_on_a_full_disk_goes_on_when_there_is_space(
+    small_disk: Path, one: Family, tmp_path: Path
+) -> None:
+    (one.base_path / "tokenizer.json").write_text("x" * 100_000)  # what the first look left out
+    message = r"cannot be written.*No space left.*disk has space.*stays in .out.partial: run it"
+    with pytest.raises(awd.AwdError, match=message):
+        awd.merge(one.recipe(), small_disk / "out")
+    assert [path.name for path in small_disk.iterdir()] == [".out.partial"]
+    enlarge(small_disk)
+    awd.merge(one.recipe(), small_disk / "out")
+    awd.merge(one.recipe(), tmp_path / "whole")
+    assert tree(small_disk / "out") == tree(tmp_path / "whole")
+    assert [path.name for path in small_disk.iterdir()] == ["out"]
+
+
+def test_a_write_that_fails_midway_leaves_nothing_that_looks_whole(
+    one: Family, tmp_path: Path
+) -> None:
+    before = tree(one.root)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -480,7 +490,11 @@ def test_a_write_that_fails_midway_leaves_nothing_behind(one: Family, tmp_path: 
             awd.merge(one.recipe(), tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    assert tree(one.root) == before
+    awd.merge(one.recipe(), tmp_path / "out")
+    awd.merge(one.recipe(), tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_an_error_inside_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Merges that are weighted sums of task vectors, at about the speed of reading.
+
+Task arithmetic, averaging, and AWD in front of them at granularity model, block, tensor or row:
+with `v_k = d_k tau_k - sum_j c_j d_j tau_j`,
+
+    sum_k l_k v_k = sum_k w_k tau_k,    w_k = d_k (l_k - c_k sum_j l_j),
+
+so one kernel reads what is stored, sums in float64 and rounds once. A span of a tensor is a task of
+its own: a pure function of the files, for any thread.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from awd_core import kernels
+from awd_core.checkpoints import StoredTensor
+from awd_core.final_type import in_final_type, refuse_not_finite
+from awd_core.method import LinearMethod
+from awd_core.parallel import in_order
+from awd_core.stream import CODES, Reader, Span, read_as_stored, spans
+
+if TYPE_CHECKING:
+    from awd_core.merge import Plan
+
+Tensors = Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]
+
+
+def is_weighted_sum(plan: "Plan") -> bool:
+    """Whether a plan is carried out here: on the CPU, with weights for whole tensors or rows."""
+    settings = plan.recipe.disentangle
+    by_rows = settings is None or settings.granularity in ("model", "block", "tensor", "row")
+    return (
+        isinstance(plan.method, LinearMethod)
+        and plan.sole_expert is None
+        and plan.dense is None
+        and by_rows
+        and plan.device.type == "cpu"
+    )
+
+
+def weights(plan: "Plan", tensor: StoredTensor) -> np.ndarray:
+    """w_k of one tensor, (K, 1), or (K, rows) where every row has its own."""
+    assert isinstance(plan.method, LinearMethod)
+    multipliers = plan.method.multipliers(plan.coefficients)[:, None]
+    if plan.redundant is not None:
+        multipliers = multipliers - multipliers.sum() * plan.redundant[tensor.name].T
+    return multipliers if plan.scales is None else multipliers * plan.scales[:, None]
+
+
+def weighted_tensors(plan: "Plan", tensors: Sequence[StoredTensor]) -> Tensors:
+    """Tensors of the result, each as flat pieces in order; those that nobody changes are copied."""
+    merged = {tensor.name for tensor in plan.merged}
+    parts = {tensor.name: _spans(plan, tensor) for tensor in tensors}
+
+    def tasks() -> Iterator[tuple[Callable[[Span], torch.Tensor], Span]]:
+        for tensor in tensors:
+            piece = _piece_of(plan, tensor, tensor.name in merged)
+            for span in parts[tensor.name]:
+                yield piece, span
+
+    pieces = in_order(lambda task: task[0](task[1]), tasks())
+    for tensor in tensors:
+        yield tensor, islice(pieces, len(parts[tensor.name]))
+
+
+def _spans(plan: "Plan", tensor: StoredTensor) -> list[Span]:
+    # Products of factors are taken row by row, so an adapter's rows are not divided.
+    stored = all(expert.kind == "weights" for expert in plan.experts)
+    return list(spans(tensor, whole_rows=not stored))
+
+
+def _piece_of(
+    plan: "Plan", tensor: StoredTensor, is_merged: bool
+) -> Callable[[Span], torch.Tensor]:
+    """What makes any span of one tensor of the result."""
+    dtype = plan.out_dtype(tensor)
+    if not is_merged:
+        return lambda span: in_final_type(plan, tensor, read_as_stored(tensor, span))
+    read = Reader(tensor, plan.experts, plan.device)
+    by_expert = np.ascontiguousarray(weights(plan, tensor))
+    # What the kernel does not write (float8) is rounded from float32.
+    written = dtype if dtype in CODES else torch.float32
+    columns = tensor.matrix_shape[1]
+
+    def piece(span: Span) -> torch.Tensor:
+        chunk = read(span)
+
+        def summed(kind: torch.dtype) -> tuple[torch.Tensor, bool]:
+            room = -(-span.n_elements // kernels.LANES) * kernels.LANES
+            out = np.empty(room * kind.itemsize, dtype=np.uint8)
+            where = by_expert, span.first, columns, span.n_elements
+            largest = float(torch.finfo(dtype).max)
+            finite = kernels.weighted_sum(
+                *chunk.packed.for_kernels, *where, largest, CODES[kind], out
+            )
+            return torch.from_numpy(out).view(kind)[: span.n_elements], finite
+
+        merged, finite = summed(written)
+        final = merged.to(dtype)
+        if not finite:
+            chunk.require_finite()
+            refuse_not_finite(plan, tensor, summed(torch.float64)[0], final)
+        return final
+
+    return piece
