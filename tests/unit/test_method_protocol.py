@@ -49,9 +49,7 @@ def state_of(one: Family, method: type[Recorded], **fields: Any) -> dict[str, to
     plan = awd.plan_merge(one.recipe(**fields), device="cpu")
     plan = replace(plan, method=build(method, knobs))
     return {
-        tensor.name: torch.cat([*blocks, torch.empty(0, *tensor.matrix_shape[1:])]).reshape(
-            tensor.shape
-        )
+        tensor.name: torch.cat([*blocks, torch.empty(0)]).reshape(tensor.shape)
         for tensor, blocks in merged_tensors(plan)
         if tensor.is_float
     }
