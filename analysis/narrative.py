@@ -85,21 +85,9 @@ def findings(view: View, most: int = 8) -> tuple[Finding, ...]:
 
 def table(found: Sequence[Finding]) -> pd.DataFrame:
     """[finding, where, measure, value, threshold, why, advice, source]."""
-    rows = [
-        (
-            one.text,
-            one.where,
-            one.measure,
-            one.value,
-            one.threshold,
-            one.why,
-            one.advice,
-            one.source,
-        )
-        for one in found
-    ]
-    columns = ["finding", "where", "measure", "value", "threshold", "why", "advice", "source"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["text", "where", "measure", "value", "threshold", "why", "advice", "source"]
+    rows = [[getattr(one, name) for name in columns] for one in found]
+    return pd.DataFrame(rows, columns=["finding", *columns[1:]])
 
 
 def _strongest(found: Iterable[Finding], most: int) -> list[Finding]:
@@ -392,10 +380,9 @@ def _groups(view: View, least: float) -> Iterator[_Group]:
     grams, sizes = view.grams("tensor", "before"), view.n_elements("tensor")
     places = [(tensor.kind, tensor.block) for tensor in view.study.tensors]
     order = {block: at for at, block in enumerate(view.labels("block"))}
-    parts = {
-        place: [at for at, own in enumerate(places) if own == place]
-        for place in sorted(set(places))
-    }
+    parts: dict[tuple[str, str], list[int]] = {}
+    for at, place in enumerate(places):
+        parts.setdefault(place, []).append(at)
     summed = {place: grams[inside].sum(0) for place, inside in parts.items()}
     numbers = {place: int(sizes[inside].sum()) for place, inside in parts.items()}
     found = {place: cosines(gram[None])[0] for place, gram in summed.items()}
@@ -410,7 +397,7 @@ def _groups(view: View, least: float) -> Iterator[_Group]:
             key=lambda place: (place[0], order[place[1]]),
         )
         for run in _runs(strong, order, lambda place, i=i, j=j: found[place][i, j] > 0):
-            gram = sum(summed[place] for place in run)
+            gram = np.sum([summed[place] for place in run], axis=0)
             both = np.sqrt(np.prod(np.diag(gram)[[i, j]]))
             yield _Group(
                 (int(i), int(j)),

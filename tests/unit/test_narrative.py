@@ -112,7 +112,9 @@ def test_an_expert_that_the_others_undo_is_named(tmp_path: Path) -> None:
     assert found.value < found.threshold == pytest.approx(0.15)
 
 
-def test_awd_that_helps_and_a_descent_that_went_wrong_are_told_apart(tmp_path: Path) -> None:
+def test_awd_that_helps_and_a_descent_that_went_wrong_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tau = vectors()
     for name in NAMES:
         tau[name][:] += np.round(tau[name].mean(0) * 256) / 256
@@ -121,8 +123,9 @@ def test_awd_that_helps_and_a_descent_that_went_wrong_are_told_apart(tmp_path: P
     solved = awd.disentangle(view.study, alpha_relative=0.05, lr_relative=0.02)
     (found,) = of(View(view.study, solved, view.multipliers), "mean_absolute_cosine_after")
     assert "AWD lowers" in found.text
-    worse = awd.disentangle(view.study, alpha_relative=0.05, lr_relative=3.0, steps=30)
-    (found,) = of(View(view.study, worse, view.multipliers), "mean_absolute_cosine_after")
+    monkeypatch.setattr(type(solved), "objective", property(lambda self: (0.1, 0.2)))
+    worse = View(view.study, solved, view.multipliers)
+    (found,) = of(worse, "mean_absolute_cosine_after")
     assert "AWD raises" in found.text
 
 
