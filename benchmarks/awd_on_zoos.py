@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 import awd_core as awd
+from analysis.accuracy_drop import correlation, drops
 from analysis.view import View
 from awd_core import zoo
 from awd_core.disentangle import GRANULARITIES, PRESETS
@@ -59,15 +60,6 @@ class Line:
     def mean(self) -> float:
         """Unweighted over tasks."""
         return float(np.mean(list(self.test.values())))
-
-
-@dataclass(frozen=True)
-class Drop:
-    """One expert of one zoo: how much it interferes, and what its task loses in the merge."""
-
-    task: str
-    interference: float
-    drop: float
 
 
 def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,7 +105,7 @@ class Search:
         return self.best
 
 
-def measure(bench: Bench) -> tuple[list[Line], list[Drop]]:
+def measure(bench: Bench) -> tuple[list[Line], pd.DataFrame]:
     """All methods on one zoo, and interference beside loss for each of its experts."""
     base, experts = (
         of_base(bench, "test"),
@@ -150,21 +142,8 @@ def measure(bench: Bench) -> tuple[list[Line], list[Drop]]:
         test = bench.accuracy({**fields, "coefficient": best}, "test")
         lines.append(line(name, test, coefficient=best, **cosines))
         print(f"  {name}: {lines[-1].mean:.4f}, {time.perf_counter() - began:.0f} s", flush=True)
-    return lines, drops(bench, experts, merged)
-
-
-def drops(
-    bench: Bench, experts: Sequence[TaskAccuracy], merged: Sequence[TaskAccuracy]
-) -> list[Drop]:
-    """Mean |cos| of an expert with the others in its rows' blocks, and accuracy it loses."""
-    view = View(bench.study, awd.no_redundancy(bench.study), np.ones(bench.study.n_experts))
-    cosines = np.abs(view.cosines("block", "before"))
-    k = cosines.shape[-1]
-    interference = np.nanmean((np.nansum(cosines, -1) - 1) / (k - 1), axis=0)
-    return [
-        Drop(own.task, float(size), own.accuracy - after.accuracy)
-        for own, after, size in zip(experts, merged, interference, strict=True)
-    ]
+    plain_view = View(bench.study, awd.no_redundancy(bench.study), np.ones(bench.study.n_experts))
+    return lines, drops(plain_view, experts, merged)
 
 
 def table(zoos: Sequence[Sequence[Line]]) -> str:
@@ -206,15 +185,12 @@ def _cosines(pairs: Sequence[tuple[float, float] | None]) -> str:
     return f"{before:.4f} → {after:.4f}"
 
 
-def correlation(found: Sequence[Drop]) -> str:
+def said(lost: pd.DataFrame) -> str:
     """Does the expert that interferes more lose more?"""
-    x, y = [one.interference for one in found], [one.drop for one in found]
-    (r, p_r), (rho, p_rho) = tuple(stats.pearsonr(x, y)), tuple(stats.spearmanr(x, y))
     return (
-        f"Interference of an expert (mean |cos| with the others, over blocks) and the accuracy its"
-        f" task loses from expert to best task arithmetic, {len(found)} experts: Pearson r ="
-        f" {r:+.2f} (p = {p_r:.1g}), Spearman ρ = {rho:+.2f} (p = {p_rho:.1g}). Zoos share their"
-        " tasks, so experts of several zoos are not independent."
+        "Interference of an expert (mean |cos| with the others, over blocks) and the accuracy its"
+        f" task loses from expert to best task arithmetic, {correlation(lost).sentence} Zoos share"
+        " their tasks, so experts of several zoos are not independent."
     )
 
 
@@ -237,16 +213,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folders = [*([] if arguments.without_shipped else [None]), *arguments.zoos]
     found: list[list[Line]] = []
-    lost: list[Drop] = []
+    lost: list[pd.DataFrame] = []
     for folder in folders:
         lines, some = measure(open_zoo(folder))
         found.append(lines)
-        lost += some
+        lost.append(some)
         if arguments.json:
             kept = [{"lines": [asdict(line) for line in one]} for one in found]
-            kept.append({"drops": [asdict(one) for one in lost]})
+            kept.append({"drops": pd.concat(lost).to_dict("records")})
             arguments.json.write_text(json.dumps(kept, indent=1))
-    print(f"\n{table(found)}\n\n{correlation(lost)}")
+    print(f"\n{table(found)}\n\n{said(pd.concat(lost))}")
 
 
 if __name__ == "__main__":
