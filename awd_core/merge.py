@@ -15,8 +15,10 @@ from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
+from awd_core.dropping import row_sums, total
 from awd_core.errors import OutputError
 from awd_core.final_type import in_final_type
+from awd_core.lines import block_scales
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
@@ -96,7 +98,7 @@ class Plan:
         Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
         bit where theta_k is more than 2^29 times smaller than theta_0.
         """
-        changed = self.recipe.disentangle is not None or self.recipe.equalise_norms
+        changed = self.recipe.disentangle or self.recipe.equalise_norms or self.recipe.lines
         if changed or not isinstance(self.method, LinearMethod):
             return None
         multipliers = self.method.multipliers(self.coefficients)
@@ -260,12 +262,13 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
         yield from weighted_tensors(plan, tensors)
         return
     merged = {tensor.name for tensor in plan.merged}
-    survey = None
+    survey, scales = None, {}
     if plan.sole_expert is None and any(tensor.name in merged for tensor in tensors):
         survey = plan.method.survey(_vectors(plan))
+        scales = layer_scales(plan, survey)
     for tensor in tensors:
         if tensor.name in merged:
-            blocks = _merged_blocks(plan, tensor, survey)
+            blocks = _merged_blocks(plan, tensor, survey, scales.get(tensor.name, 1.0))
         else:
             blocks = (read_as_stored(tensor, span) for span in spans(tensor))
         yield tensor, (in_final_type(plan, tensor, block).cpu().flatten() for block in blocks)
@@ -283,7 +286,9 @@ def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.
     return state
 
 
-def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: Any) -> Iterator[torch.Tensor]:
+def _merged_blocks(
+    plan: Plan, tensor: StoredTensor, survey: Any, scale: float
+) -> Iterator[torch.Tensor]:
     if plan.sole_expert is not None:
         counterpart = plan.experts[plan.sole_expert].tensor(tensor)
         for start, stop in row_blocks(tensor):
@@ -291,19 +296,38 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: Any) -> Iterator[to
             yield counterpart.weights(start, stop, base)
     elif tensor.n_elements:
         vectors = _tensor_vectors(plan, tensor)
-        prepared = plan.method.prepare(survey, vectors)
-        pieces = vectors.sweep() if plan.method.reads_pieces(vectors) else _bases(plan, tensor)
-        for piece in pieces:
-            update = plan.method.combine(prepared, piece, plan.coefficients)
+        for piece, update in _updates(plan, vectors, survey, plan.coefficients):
+            update = update * scale if scale != 1 else update
             # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
             yield torch.where(update == 0, piece.base, piece.base + update)
 
 
-def _bases(plan: Plan, tensor: StoredTensor) -> Iterator[Piece]:
-    """Pieces of the base alone, for a method that knows its result already."""
-    for start, stop in row_blocks(tensor):
-        base = read_base(tensor, start, stop, plan.device)
-        yield Piece(tensor.name, start, base, base.new_empty((len(plan.experts), 0, 0)))
+def _updates(
+    plan: Plan, vectors: TensorVectors, survey: Any, coefficients: np.ndarray
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Every piece of a tensor with its merged task vector."""
+    method = plan.method
+    prepared = method.prepare(survey, vectors)
+    pieces = vectors.sweep() if method.reads_pieces(vectors) else vectors.bases()
+    for piece in pieces:
+        yield piece, method.combine(prepared, piece, coefficients)
+
+
+def layer_scales(plan: Plan, survey: Any) -> dict[str, float]:
+    """What LiNeS multiplies every tensor's merged task vector with; nothing without it."""
+    lines = plan.recipe.lines
+    if lines is None:
+        return {}
+    first = lines.first
+    if first is None:
+        before, after = 0.0, 0.0
+        ones = np.ones(len(plan.experts))
+        for vectors in _vectors(plan).tensors():
+            before += total(row_sums(sum_over_experts(v).abs()) for v in vectors.task_vectors())
+            updates = _updates(plan, vectors, survey, ones)
+            after += total(row_sums(update.abs()) for _, update in updates)
+        first = before / after / len(plan.experts) if after else 0.0
+    return block_scales([tensor.name for tensor in plan.tensors], float(first), lines.slope)
 
 
 def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chunk, torch.Tensor]]:
@@ -369,6 +393,12 @@ def _tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
         for chunk, vectors in _disentangled_chunks(plan, tensor):
             yield Piece(tensor.name, chunk.start, chunk.base, vectors, seed)
 
+    def bases() -> Iterator[Piece]:
+        for start, stop in row_blocks(tensor):
+            base = read_base(tensor, start, stop, plan.device)
+            nothing = base.new_empty((len(plan.experts), 0, 0))
+            yield Piece(tensor.name, start, base, nothing, seed)
+
     redundant = cache(lambda: _tensor_redundant(plan, tensor))
 
     def matrix(index: int) -> torch.Tensor:
@@ -378,7 +408,8 @@ def _tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
         delta = redundant()
         return vector if delta is None else vector - delta
 
-    return TensorVectors(tensor.name, tensor.shape, len(plan.experts), sweep, matrix, seed)
+    n_experts = len(plan.experts)
+    return TensorVectors(tensor.name, tensor.shape, n_experts, sweep, matrix, bases, seed)
 
 
 def _whole(plan: Plan, tensor: StoredTensor, index: int) -> Iterator[torch.Tensor]:

@@ -258,6 +258,29 @@ class MatrixMethod(MergeMethod):
         return weighted_sum(coefficients * share, piece.task_vectors)
 
 
+def shares(weights: np.ndarray) -> np.ndarray:
+    """`w_k / sum_j w_j`, (K,).
+
+    Raises:
+        RecipeError: The weights cancel.
+    """
+    total = weights.sum()
+    if abs(total) <= 1e-12 * np.abs(weights).sum():
+        raise RecipeError(
+            "The weights of the experts sum to 0",
+            where="coefficients",
+            received=weights.tolist(),
+            expected="weights with a sum to divide by",
+        )
+    return weights / total
+
+
+def whole_weights(gram: np.ndarray) -> np.ndarray:
+    """Inner products of the experts' whole weights, (K, K), from a Gram with theta_0 at index 0."""
+    with_base = gram[0, 1:]
+    return gram[0, 0] + with_base[:, None] + with_base[None, :] + gram[1:, 1:]
+
+
 def weighted_sum(
     multipliers: Sequence[float] | np.ndarray, task_vectors: torch.Tensor
 ) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from awd_core.disentangle import Settings
 from awd_core.errors import RecipeError
+from awd_core.lines import Lines
 from awd_core.method import MergeMethod, build, find_preset
 from awd_core.methods import find_method
 from awd_core.validation import as_recipe_error
@@ -43,6 +44,7 @@ class Recipe(BaseModel):
         coefficients: One lambda for each expert instead.
         disentangle: AWD in front of the method; none when left out.
         equalise_norms: Scale every task vector to their mean length before anything else.
+        lines: LiNeS behind the method: what is merged grows with depth; none when left out.
         knobs: The method's own settings, on top of the preset.
         include: Patterns of tensors to merge; all when left out. The rest stays as in the base.
         exclude: Patterns of tensors that stay as they are in the base.
@@ -60,6 +62,7 @@ class Recipe(BaseModel):
     coefficients: tuple[Finite, ...] | None = None
     disentangle: Settings | None = None
     equalise_norms: bool = False
+    lines: Lines | None = None
     knobs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

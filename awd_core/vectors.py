@@ -55,6 +55,8 @@ class TensorVectors:
         sweep: Starts a stream of pieces, first row to last.
         matrix: The whole task vector of expert k, (rows, columns) float64; reads that expert only,
             except where AWD has to read them all for delta, once.
+        bases: Starts a stream of pieces without task vectors, (K, 0, 0), for a method that has its
+            result already.
         seed: The recipe's.
     """
 
@@ -63,6 +65,7 @@ class TensorVectors:
     n_experts: int
     sweep: Callable[[], Iterator[Piece]]
     matrix: Callable[[int], torch.Tensor]
+    bases: Callable[[], Iterator[Piece]]
     seed: int = 0
 
     @property

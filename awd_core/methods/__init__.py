@@ -3,10 +3,54 @@
 from awd_core.errors import RecipeError, nearest
 from awd_core.method import MergeMethod
 from awd_core.methods.average import Average
+from awd_core.methods.breadcrumbs import Breadcrumbs
+from awd_core.methods.breadcrumbs_tensor import BreadcrumbsTensor
+from awd_core.methods.consensus import Consensus
+from awd_core.methods.dare import Dare
+from awd_core.methods.dare_ties import DareTies
+from awd_core.methods.della import Della
+from awd_core.methods.delta_weighted import DeltaWeighted
+from awd_core.methods.karcher import Karcher
+from awd_core.methods.magmax import MagMax
+from awd_core.methods.metrics_weighted import MetricsWeighted
+from awd_core.methods.model_stock import ModelStock
+from awd_core.methods.multi_slerp import MultiSlerp
+from awd_core.methods.negation import Negation
+from awd_core.methods.nuslerp import NuSlerp
+from awd_core.methods.pcb import Pcb
+from awd_core.methods.sce import Sce
+from awd_core.methods.slerp import Slerp
 from awd_core.methods.task_arithmetic import TaskArithmetic
 from awd_core.methods.ties import Ties
+from awd_core.methods.ties_mergekit import TiesMergekit
+from awd_core.methods.weighted_average import WeightedAverage
+from awd_core.methods.widen import Widen
 
-METHODS: tuple[type[MergeMethod], ...] = (TaskArithmetic, Average, Ties)
+METHODS: tuple[type[MergeMethod], ...] = (
+    TaskArithmetic,
+    Average,
+    WeightedAverage,
+    Negation,
+    ModelStock,
+    Slerp,
+    NuSlerp,
+    MultiSlerp,
+    Karcher,
+    MetricsWeighted,
+    DeltaWeighted,
+    Ties,
+    TiesMergekit,
+    Dare,
+    DareTies,
+    Della,
+    Breadcrumbs,
+    BreadcrumbsTensor,
+    Pcb,
+    MagMax,
+    Sce,
+    Consensus,
+    Widen,
+)
 
 
 def find_method(key: str) -> type[MergeMethod]:

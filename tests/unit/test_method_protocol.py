@@ -112,7 +112,7 @@ def test_a_gram_has_the_base_first_and_multipliers_apply_to_both() -> None:
             rows = slice(start, start + 3)
             yield Piece("w", start, torch.from_numpy(base[rows]), torch.from_numpy(tau[:, rows]))
 
-    tensor = TensorVectors("w", (4, 5), 3, pieces, lambda k: torch.from_numpy(tau[k]))
+    tensor = TensorVectors("w", (4, 5), 3, pieces, lambda k: torch.from_numpy(tau[k]), pieces)
     every = np.concatenate([base[None], tau]).reshape(4, -1)
     np.testing.assert_allclose(tensor.gram, every @ every.T, rtol=1e-14)
     coefficients = np.array([0.5, -1.0, 2.0])
