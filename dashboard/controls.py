@@ -7,6 +7,7 @@ import streamlit as st
 
 import awd_core as awd
 from awd_core import Study
+from awd_core.knobs import Value
 from awd_core.method import MergeMethod
 from dashboard import state
 from dashboard.awd_controls import awd_controls
@@ -46,9 +47,9 @@ def _headline(study: Study) -> None:
 
 def _merge(
     study: Study,
-) -> tuple[type[MergeMethod], tuple[float, ...], tuple[tuple[str, float], ...]]:
+) -> tuple[type[MergeMethod], tuple[float, ...], tuple[tuple[str, Value], ...]]:
     st.subheader("Merge", divider="gray")
-    keys = [method.key for method in awd.METHODS]
+    keys = [method.key for method in awd.METHODS if _offered(method, study)]
     key = st.selectbox(
         "Method",
         keys,
@@ -57,32 +58,38 @@ def _merge(
         bind="query-params",
     )
     method = awd.find_method(key)
-    knobs = tuple(
-        (
-            knob.name,
-            st.slider(
-                knob.name.capitalize(),
-                float(knob.metadata["low"]),
-                float(knob.metadata["high"]),
-                _default(knob),
-                help=knob.metadata["help"],
-                key=f"knob_{key}_{knob.name}",
-                bind="query-params",
-            ),
-        )
-        for knob in method.knobs()
-    )
+    knobs = tuple((knob.name, _knob(key, knob)) for knob in method.knobs())
     return method, _coefficients(study, method), knobs
 
 
-def _default(knob: Field[Any]) -> float:
+def _offered(method: type[MergeMethod], study: Study) -> bool:
+    """Whether a method can follow AWD on as many experts as there are, into one model."""
+    most = method.most_experts or study.n_experts
+    fits = method.least_experts <= study.n_experts <= most
+    return fits and method.takes_task_vectors and not method.needs_task
+
+
+def _knob(method: str, knob: Field[Any]) -> Value:
+    label, bounds = knob.name.capitalize(), knob.metadata
+    options: dict[str, Any] = {
+        "help": bounds["help"],
+        "key": f"knob_{method}_{knob.name}",
+        "bind": "query-params",
+    }
+    if isinstance(knob.default, bool):
+        return st.toggle(label, knob.default, **options)
+    if "choices" in bounds:
+        choices = list(bounds["choices"])
+        return st.selectbox(label, choices, choices.index(knob.default), **options)
+    if isinstance(knob.default, int):
+        return st.slider(label, int(bounds["low"]), int(bounds["high"]), knob.default, **options)
     assert isinstance(knob.default, float)
-    return knob.default
+    return st.slider(label, float(bounds["low"]), float(bounds["high"]), knob.default, **options)
 
 
 def _coefficients(study: Study, method: type[MergeMethod]) -> tuple[float, ...]:
     if not method.takes_coefficients:
-        st.caption("The average takes every expert with 1/K; there is no coefficient to set.")
+        st.caption(f"{method.title} has no coefficient to set.")
         return (1.0 / study.n_experts,) * study.n_experts
     one = st.slider(
         "Coefficient λ",

@@ -14,6 +14,7 @@ from analysis.view import View
 from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
 from awd_core.disentangle import AlphaPath, match_norm
 from awd_core.disentangle import alpha_path as solve_alpha_path
+from awd_core.knobs import Value
 from awd_core.method import LinearMethod, MergeMethod
 from dashboard import studies
 from dashboard.evaluations import Evaluator
@@ -42,7 +43,7 @@ class Setting:
     disentangle: Settings | None
     method: str
     coefficients: tuple[float, ...]
-    knobs: tuple[tuple[str, float], ...] = ()
+    knobs: tuple[tuple[str, Value], ...] = ()
     equalise_norms: bool = False
 
     def recipe(self, study: Study) -> Recipe:

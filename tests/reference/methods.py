@@ -19,7 +19,12 @@ def per_tensor(merge: Callable[..., np.ndarray]) -> Callable[..., State]:
     """A reference for a model from one for a tensor: (theta_0, tau, coefficients, **knobs)."""
 
     def of_model(base: State, tau: State, coefficients: np.ndarray, **knobs: Any) -> State:
-        return {name: merge(base[name], tau[name], coefficients, **knobs) for name in base}
+        return {
+            name: merge(base[name], tau[name], coefficients, **knobs)
+            if base[name].size
+            else base[name]
+            for name in base
+        }
 
     return of_model
 

@@ -190,7 +190,7 @@ def test_awd_stands_in_front_where_the_method_takes_task_vectors(
         for name, c in plan.redundant.items():
             tau = one.task_vectors()[name]
             delta = np.tensordot(c[0], tau, 1)
-            moved[name] = one.base_state[name] + torch.from_numpy(tau[k] - delta)
+            moved[name] = one.base_state[name] + torch.from_numpy(np.asarray(tau[k] - delta))
         disentangled.append(moved)
     two = Family(tmp_path / "moved", one.base_state, disentangled)
     found, wanted = one.state(method=method.key, **fields), two.state(method=method.key)
