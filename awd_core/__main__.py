@@ -23,6 +23,7 @@ from awd_core import zoo
 from awd_core.checkpoints import Checkpoint
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
+from awd_core.method_docs import description
 from awd_core.parallel import Engine
 from awd_core.recipe import Recipe
 
@@ -75,6 +76,43 @@ def start_app(
     from awd_core.launch import run_dashboard
 
     raise typer.Exit(run_dashboard(study, port))
+
+
+@app.command()
+def methods(
+    key: Annotated[str | None, typer.Argument(help="One method, with all it declares.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the merge methods, their knobs and presets."""
+    chosen = awd.METHODS if key is None else (awd.find_method(key),)
+    described = [description(method) for method in chosen]
+    if as_json:
+        _print_json({"methods": described})
+    elif key is None:
+        rows = [
+            {
+                "method": one["key"],
+                "title": one["title"],
+                "executor": one["executor"],
+                "knobs": ", ".join(f"{knob['name']}={knob['default']}" for knob in one["knobs"]),
+                "presets": ", ".join(one["presets"]),
+            }
+            for one in described
+        ]
+        _print_table("Methods", rows)
+    else:
+        (one,) = described
+        knobs, presets = one.pop("knobs"), one.pop("presets")
+        _print_table(one["title"], [{"": name, " ": value} for name, value in one.items()])
+        _print_table("Knobs", [_knob_row(knob) for knob in knobs], "It has no knobs.")
+        rows = [{"preset": name, **preset} for name, preset in presets.items()]
+        _print_table("Presets", rows, "It has no presets.")
+
+
+def _knob_row(knob: dict[str, Any]) -> dict[str, str]:
+    values = knob.get("choices") or f"{knob['low']} to {knob['high']}"
+    default = str(knob["default"])
+    return {"knob": knob["name"], "default": default, "values": str(values), "help": knob["help"]}
 
 
 @app.command()

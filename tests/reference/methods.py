@@ -305,6 +305,7 @@ def della(
         keep = density - epsilon + 2 * epsilon * share
         kept = vectors * (uniform < keep)
         kept = kept / keep if rescale == "unbiased" else l1(vectors, kept)
+        kept = vectors if density == 1 else kept
         if elect:
             kept = flat(kept)
             signs = np.where(kept.sum(0) >= 0, 1, -1)

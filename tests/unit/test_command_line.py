@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from awd_core import Recipe, Settings, open_study, solve
+from awd_core import METHODS, Recipe, Settings, open_study, solve
 from awd_core import __main__ as command_line
 from awd_core.disentangle import PRESETS
 from tests.helpers import Family, family, tree
@@ -60,6 +60,24 @@ def test_the_way_from_folders_to_a_verified_merge(
     merged = run("merge", recipe, tmp_path / "merged")["merged"]
     checks = {check["name"]: check["ok"] for check in run("verify", merged, "--no-load")["checks"]}
     assert all(checks.values())
+
+
+def test_methods_lists_every_method_with_its_knobs_and_presets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = awd(monkeypatch, capsys, "methods", "--json")
+    assert code == 0, err
+    listed = {one["key"]: one for one in json.loads(out)["methods"]}
+    assert list(listed) == [method.key for method in METHODS]
+    assert listed["ties"]["knobs"][0]["name"] == "density"
+    assert listed["ties"]["presets"]["fusionbench"]["coefficient"] == 0.3
+    for key in listed:
+        code, out, err = awd(monkeypatch, capsys, "methods", key)
+        assert code == 0, err
+        assert listed[key]["title"] in out
+    code, out, err = awd(monkeypatch, capsys, "methods", "tie")
+    assert code == 1
+    assert "Did you mean 'ties'" in " ".join(err.split())
 
 
 @pytest.fixture

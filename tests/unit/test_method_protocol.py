@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import awd_core as awd
+from awd_core import method_docs
 from awd_core.errors import RecipeError
 from awd_core.knobs import Preset, knob
 from awd_core.merge import merged_tensors
@@ -153,3 +154,22 @@ def test_every_declaration_is_complete(kind: Any) -> None:
         assert preset.note
         build(kind, {}, key)
     assert hasattr(build(kind, {}), "task") == kind.needs_task
+
+
+def test_docs_are_those_of_the_declarations() -> None:
+    assert method_docs.FILE.read_text(encoding="utf-8") == method_docs.markdown(), (
+        "run `python -m awd_core.method_docs`"
+    )
+
+
+def test_docs_are_written_whole(tmp_path: Path) -> None:
+    method_docs.write(tmp_path / "docs" / "methods.md")
+    written = (tmp_path / "docs" / "methods.md").read_text(encoding="utf-8")
+    for kind in awd.METHODS:
+        assert kind.formula in written
+        assert all(f"`{knob_.name}`" in written for knob_ in kind.knobs())
+
+
+def test_keys_and_titles_are_unique() -> None:
+    assert len({kind.key for kind in awd.METHODS}) == len(awd.METHODS)
+    assert len({kind.title for kind in awd.METHODS}) == len(awd.METHODS)
