@@ -18,7 +18,7 @@ from awd_core.order_statistics import kth_largest_values
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
 # Some methods count into 2^16 bins for each piece, however small: few examples, few pieces.
-FEW = settings(max_examples=10)
+FEW = settings(max_examples=6)
 METHODS = pytest.mark.parametrize("kind", awd.METHODS, ids=[method.key for method in awd.METHODS])
 
 # Multiples of 1/64 below 16: their sums are exact in float64, and they tie often.
