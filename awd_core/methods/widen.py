@@ -68,7 +68,7 @@ class Widen(MergeMethod):
             magnitudes = vectors.abs()
             important = magnitudes > self.ratio * weights[:, None, None]
             weights = torch.where(important, self.calibration, _softmax(magnitudes))
-        elif prepared.shape[2] == 1:
+        elif prepared.shape[1] > 1:
             weights = weights[:, piece.start : piece.stop]
         return weighted_sum(coefficients, vectors * weights)
 

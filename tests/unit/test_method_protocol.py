@@ -144,7 +144,7 @@ def test_a_whole_number_knob_takes_whole_numbers_in_its_range(value: Any) -> Non
 @pytest.mark.parametrize("kind", awd.METHODS, ids=lambda kind: kind.key)
 def test_every_declaration_is_complete(kind: Any) -> None:
     assert all((kind.title, kind.source, kind.formula))
-    assert 1990 < kind.year < 2100
+    assert 1970 < kind.year < 2100
     assert kind.passes >= 1
     assert kind.memory.n_bytes(8, 4096, 4096) > kind.memory.n_bytes(2, 64, 64) > 0
     for knob_ in kind.knobs():
