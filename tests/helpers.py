@@ -173,6 +173,17 @@ def family(
     return Family(root, base, expert_states(base, n_experts), **options)
 
 
+def methods_for(n_experts: int) -> list[str]:
+    """Keys of the methods on task vectors that merge so many experts into one model."""
+    return [
+        method.key
+        for method in awd.METHODS
+        if method.takes_task_vectors
+        and not method.needs_task
+        and method.least_experts <= n_experts <= (method.most_experts or n_experts)
+    ]
+
+
 def bits(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor: equal only where every bit is, the sign of a zero included."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import awd_core as awd
-from tests.helpers import family, load
+from tests.helpers import family, load, methods_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ def test_study_on_gpu_is_that_of_the_cpu(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(gpu.elements, name), counts)
 
 
-@pytest.mark.parametrize("method", [method.key for method in awd.METHODS])
+@pytest.mark.parametrize("method", methods_for(3))
 def test_merge_on_gpu_is_that_of_the_cpu(tmp_path: Path, method: str) -> None:
     made = family(tmp_path, n_experts=3)
     recipe = awd.Recipe(

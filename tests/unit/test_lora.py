@@ -21,7 +21,7 @@ from transformers import (
 
 import awd_core as awd
 from awd_core.checkpoints import StoredTensor
-from tests.helpers import State, load, same_bits, save_bert
+from tests.helpers import State, load, methods_for, same_bits, save_bert
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT 0.21 reads an attribute that transformers 5.23 renamed.
@@ -222,7 +222,7 @@ def test_tensors_that_no_adapter_touches_have_no_task_vector(tmp_path: Path) -> 
         assert study.base_squared_norms[position] == pytest.approx(squares[name], rel=1e-12)
 
 
-@pytest.mark.parametrize("method", [method.key for method in awd.METHODS])
+@pytest.mark.parametrize("method", methods_for(2))
 @pytest.mark.parametrize("disentangle", [None, {"granularity": "row", "steps": 10}])
 def test_untouched_tensors_stay_the_base_s_bit_for_bit(
     tmp_path: Path, method: str, disentangle: dict[str, Any] | None
@@ -235,12 +235,12 @@ def test_untouched_tensors_stay_the_base_s_bit_for_bit(
     found = merged(base, *adapters, method=method, disentangle=disentangle)
     before = load(base)
     same = {name for name in before if same_bits({"": found[name]}, {"": before[name]})}
-    assert set(before) - same == {
-        f"encoder.layer.{layer}.attention.self.query.weight" for layer in (0, 1)
-    }
+    changed = set(before) - same
+    assert changed <= {f"encoder.layer.{layer}.attention.self.query.weight" for layer in (0, 1)}
+    assert len(changed) == 2 or method == "model_stock"  # the base, where cosines are below 0
 
 
-@pytest.mark.parametrize("method", [method.key for method in awd.METHODS])
+@pytest.mark.parametrize("method", methods_for(2))
 def test_a_merge_of_nothing_that_was_touched_is_the_base(tmp_path: Path, method: str) -> None:
     base = save_bert(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base, target_modules=["query"])
