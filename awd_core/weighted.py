@@ -37,6 +37,7 @@ def is_weighted_sum(plan: "Plan") -> bool:
         isinstance(plan.method, LinearMethod)
         and plan.sole_expert is None
         and plan.dense is None
+        and plan.recipe.lines is None
         and by_rows
         and plan.device.type == "cpu"
     )
