@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import awd_core as awd
+from awd_core.stream import chunks
 from tests.helpers import family, load, methods_for
 
 pytestmark = [
@@ -35,3 +36,16 @@ def test_merge_on_gpu_is_that_of_the_cpu(tmp_path: Path, method: str) -> None:
     cpu, gpu = load(tmp_path / "cpu"), load(tmp_path / "gpu")
     for name, tensor in cpu.items():
         torch.testing.assert_close(gpu[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_chunks_of_the_gpu_are_those_of_the_cpu_bit_for_bit(tmp_path: Path) -> None:
+    made = family(tmp_path, 3, torch.bfloat16)
+    for tensor in made.base.stored.values():
+        if tensor.is_float:
+            both = [
+                chunks(tensor, made.experts, torch.device(device), chunk_elements=8)
+                for device in ("cpu", "cuda")
+            ]
+            for cpu, gpu in zip(*both, strict=True):
+                assert torch.equal(gpu.base.cpu(), cpu.base)
+                assert torch.equal(gpu.task_vectors.cpu(), cpu.task_vectors)
