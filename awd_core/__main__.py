@@ -312,6 +312,21 @@ def export_study(
 
 
 @app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: review.html.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="The merge to review; task arithmetic if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write findings, figures, recipe and definitions as one HTML file."""
+    from awd_core.launch import run_report
+
+    raise typer.Exit(run_report(study, output, recipe, as_json))
+
+
+@app.command()
 def convert(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     to: Annotated[str, typer.Option(help="mergekit")] = "mergekit",

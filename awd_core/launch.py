@@ -1,4 +1,4 @@
-"""Starts the dashboard as its own process; the core itself knows nothing of it."""
+"""Starts the dashboard and the report as their own processes; the core knows nothing of them."""
 
 import os
 import subprocess
@@ -9,6 +9,17 @@ from awd_core.errors import AwdError, Cancelled
 from awd_core.study import open_study
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_report(study: Path, out: Path, recipe: Path | None, as_json: bool) -> int:
+    """Write the report of a study; its exit code."""
+    command = [sys.executable, "-m", "analysis.report", str(study), "--output", str(out)]
+    command += ["--recipe", str(recipe)] if recipe else []
+    command += ["--json"] if as_json else []
+    # Found beside the core, also where the clone was not installed.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def run_dashboard(study: Path | None, port: int) -> int:
