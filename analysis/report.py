@@ -34,6 +34,9 @@ from awd_core.method import LinearMethod
 # Rows of a table shown under its figure; the whole is in the files that the app offers.
 MOST_ROWS = 400
 
+# Empty where AWD is off.
+_OF_AWD = ("redundant", "shares", "loss")
+
 _MAP = Exhibit(
     "expert_map",
     "Which experts are alike?",
@@ -103,7 +106,8 @@ def write_report(study: Study, out: str | Path, recipe: Recipe | None = None) ->
 def html(about: Reviewed) -> str:
     """The whole report."""
     view = about.view
-    shown = [*exhibits(view)]
+    awd_acts = view.disentangled.redundant_norm > 0
+    shown = [one for one in exhibits(view) if awd_acts or one.key not in _OF_AWD]
     if view.n_experts > 2:
         shown.append(_MAP)
     found = findings(view)
@@ -164,7 +168,7 @@ def _findings(found: Sequence[Finding]) -> str:
 
 
 def _summary(view: View) -> str:
-    shown = tables.summary(view)[["title", "unit", "before", "after", "better"]]
+    shown = pd.DataFrame(tables.summary(view)[["title", "unit", "before", "after", "better"]])
     return (
         "<section id=summary><h2>The whole model in numbers</h2><p class=quiet>Before is the same"
         f" merge without AWD.</p>{_table(shown)}</section>"
