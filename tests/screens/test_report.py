@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from analysis.report import write_report
 from tests.analysis_studies import collected, random_vectors
@@ -27,9 +27,9 @@ def test_it_opens_from_disk_without_a_network(browser: Browser, review: Path, sc
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(review.as_uri())
-    page.wait_for_function("document.querySelectorAll('.figure .main-svg').length >= 6")
     drawn = page.locator(".figure").count()
-    assert page.locator(".figure:has(.main-svg)").count() == drawn >= 4
+    assert drawn >= 4
+    expect(page.locator(".figure:has(.main-svg)")).to_have_count(drawn, timeout=60_000)
     assert page.locator(f".only-{scheme} table").first.is_visible()
     other = "light" if scheme == "dark" else "dark"
     assert not page.locator(f".only-{other} table").first.is_visible()
