@@ -101,6 +101,8 @@ def _out_dtype(recipe: Recipe, study: Study | None) -> str:
 def _require_exportable(recipe: Recipe, study: Study | None) -> None:
     if not isinstance(recipe.build_method(), LinearMethod):
         raise _refusal("method", recipe.method, "task_arithmetic or average")
+    if recipe.lines is not None:
+        raise _refusal("lines", "LiNeS", "a recipe without `lines`")
     if recipe.include or recipe.exclude:
         raise _refusal("include, exclude", "patterns", "a recipe that merges every tensor")
     settings = recipe.disentangle

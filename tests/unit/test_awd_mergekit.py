@@ -77,6 +77,7 @@ def test_types(experts: Family, study: awd.Study) -> None:
         {"disentangle": {"granularity": "tensor", "optimizer": "adam"}},
         {"method": "ties"},
         {"exclude": ["*.bias"]},
+        {"lines": {"slope": 0.5}},
     ],
 )
 def test_what_mergekit_cannot_say_is_refused(
