@@ -15,7 +15,14 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from awd_core import files
-from awd_core.checkpoints import Checkpoint, Preflight, open_checkpoint, preflight
+from awd_core.checkpoints import (
+    Checkpoint,
+    Preflight,
+    base_fit,
+    base_problems,
+    open_checkpoint,
+    preflight,
+)
 from awd_core.collect import collect
 from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
 from awd_core.errors import AwdError, Cancelled
@@ -39,6 +46,8 @@ __all__ = [
     "Settings",
     "Study",
     "Verification",
+    "base_fit",
+    "base_problems",
     "collect",
     "collect_spectra",
     "disentangle",

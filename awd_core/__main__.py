@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -20,11 +22,12 @@ from rich.table import Table
 
 import awd_core as awd
 from awd_core import zoo
-from awd_core.checkpoints import Checkpoint
+from awd_core.checkpoints import BaseFit, Checkpoint, Estimate, Problem, common_rows
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
 from awd_core.method_docs import description
 from awd_core.parallel import Engine
+from awd_core.naming import matching
 from awd_core.recipe import Recipe
 
 app = typer.Typer(
@@ -62,6 +65,13 @@ AllowPickle = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Pattern of tensors kept from the base; repeatable.")
+]
+
+Vocabulary = Annotated[
+    str,
+    typer.Option(
+        help="same, or common_rows: merge embeddings of other sizes where rows are shared."
+    ),
 ]
 
 
@@ -120,24 +130,44 @@ def inspect(
     base: BaseArg,
     experts: ExpertArgs = None,
     exclude: Exclude = None,
+    candidate_base: Annotated[
+        list[str] | None,
+        typer.Option(help="Another base that the experts may come from; repeatable."),
+    ] = None,
+    vocabulary: Vocabulary = "same",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the merge shall go.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check from headers alone whether base and experts merge, and what it will cost."""
-    opened, opened_experts = _open(base, experts, allow_pickle)
-    report = awd.preflight(opened, opened_experts, tuple(exclude or ()))
-    rows = [vars(problem) for problem in report.problems]
-    estimate = vars(report.estimate)
+    """Check from headers alone whether base and experts merge, and what it will cost.
+
+    Exit code 0 when they merge and the result fits on this machine, else 1.
+    """
+    opened, opened_experts = _open(base, experts, allow_pickle, vocabulary)
+    excluded = matching(tuple(opened.stored), exclude or ())
+    report = awd.preflight(opened, opened_experts, tuple(excluded), output)
+    candidates = [
+        awd.open_checkpoint(one, allow_pickle=allow_pickle) for one in candidate_base or ()
+    ]
+    fits = [awd.base_fit(one, opened_experts) for one in (opened, *candidates)]
+    problems = [*report.problems, *awd.base_problems(fits)]
+    good = report.ok and report.estimate.verdict != "will not fit"
     if as_json:
-        _print_json({"ok": report.ok, "problems": rows, "estimate": estimate})
-    else:
-        _print_table("Preflight", rows, "Nothing stands in the way of a merge.")
-        out.print(
-            f"{report.estimate.parameters:,} parameters;"
-            f" {report.estimate.bytes_to_read / 1e6:,.0f} MB to read,"
-            f" {report.estimate.bytes_to_write / 1e6:,.0f} MB to write."
+        _print_json(
+            {
+                "ok": good,
+                "problems": [vars(problem) for problem in problems],
+                "estimate": {**asdict(report.estimate), "verdict": report.estimate.verdict},
+                "base_fit": [asdict(fit) for fit in fits],
+                "licences": dict(report.licences),
+            }
         )
-    raise typer.Exit(0 if report.ok else 1)
+    else:
+        _print_preflight(problems, report.estimate, fits)
+    raise typer.Exit(0 if good and not (strict and problems) else 1)
 
 
 @app.command()
@@ -155,6 +185,7 @@ def collect(
     spectra: Annotated[
         bool, typer.Option("--spectra", help="Decompose every matrix too, for spectral measures.")
     ] = False,
+    vocabulary: Vocabulary = "same",
     allow_pickle: AllowPickle = False,
     device: Device = "auto",
     engine: OnEngine = "threads",
@@ -163,7 +194,7 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Read base and experts once and write the study."""
-    opened, opened_experts = _open(base, experts, allow_pickle)
+    opened, opened_experts = _open(base, experts, allow_pickle, vocabulary)
     with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         study = awd.collect(
             opened,
@@ -245,6 +276,7 @@ def tune(
         experts=[source.source for source in opened.sources],
         coefficient=coefficient,
         exclude=opened.exclude,
+        vocabulary=opened.vocabulary,
         disentangle=given if preset is None else Settings.preset(preset, **given),
     )
     assert chosen.disentangle is not None
@@ -428,7 +460,10 @@ def _bytes(size: str) -> int:
 
 
 def _open(
-    base: str, experts: Sequence[str] | None, allow_pickle: bool = False
+    base: str,
+    experts: Sequence[str] | None,
+    allow_pickle: bool = False,
+    vocabulary: str = "same",
 ) -> tuple[Checkpoint, list[Checkpoint]]:
     if base == "zoo" and not experts:
         base, experts = "zoo:base", [f"zoo:{key}" for key in zoo.TASK_KEYS]
@@ -436,6 +471,10 @@ def _open(
         awd.open_checkpoint(source, allow_pickle=allow_pickle)
         for source in (base, *(experts or ()))
     ]
+    if vocabulary not in ("same", "common_rows"):
+        raise typer.BadParameter(f"{vocabulary!r}: same or common_rows", param_hint="--vocabulary")
+    if vocabulary == "common_rows":
+        opened[1:] = map(common_rows, opened[1:])
     return opened[0], opened[1:]
 
 
@@ -450,6 +489,43 @@ def _engine(name: str, address: str | None) -> AbstractContextManager[Engine | N
 def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:
     base, experts = _open(recipe.base, recipe.experts)
     return awd.collect(base, experts, progress=watch.progress, cancel=watch.cancelled)
+
+
+# Rows of one kind and checkpoint that a person wants to read; a machine gets all of them.
+ROWS_OF_A_KIND = 5
+
+
+def _print_preflight(
+    problems: Sequence[Problem], estimate: Estimate, fits: Sequence[BaseFit]
+) -> None:
+    shown: list[dict[str, Any]] = []
+    for (_, kind), group in groupby(sorted(problems, key=_severity_and_kind), _severity_and_kind):
+        rows = [vars(problem) for problem in group]
+        shown += rows[:ROWS_OF_A_KIND]
+        if left := len(rows) - ROWS_OF_A_KIND:
+            more = {"where": f"{left} more of kind {kind}", "remedy": "--json lists all of them."}
+            shown += [{**dict.fromkeys(rows[0], ""), **more}] if left > 0 else []
+    _print_table("Preflight", shown, "Nothing stands in the way of a merge.")
+    for fit in fits:
+        norms = ", ".join(f"{name} {value:.3g}" for name, value in fit.relative_norms.items())
+        if norms:
+            cosine = "" if fit.mean_cosine is None else f"; mean cosine {fit.mean_cosine:.3f}"
+            out.print(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
+    out.print(
+        f"{estimate.parameters:,} parameters; {estimate.bytes_to_read / 1e6:,.0f} MB to read,"
+        f" {estimate.bytes_to_write / 1e6:,.0f} MB to write; about {_duration(estimate.seconds)}."
+    )
+    for name, one in (("memory", estimate.memory), ("disk", estimate.disk)):
+        free = "" if one.free is None else f" of {one.free / 1e9:.1f} GB free"
+        out.print(f"{name}: {one.needed / 1e9:.1f} GB{free}: {one.verdict}")
+
+
+def _severity_and_kind(problem: Problem) -> tuple[str, str]:
+    return problem.severity, problem.kind
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _print_json(value: Any) -> None:

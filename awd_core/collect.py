@@ -294,6 +294,7 @@ def _describe(
         "base": asdict(_source(base)),
         "experts": [asdict(_source(expert)) for expert in experts],
         "exclude": list(exclude),
+        "vocabulary": "common_rows" if any(one.common_rows for one in experts) else "same",
         "tensors": [asdict(info) for info in infos],
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
     }

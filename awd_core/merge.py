@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from awd_core import files
-from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint, preflight
+from awd_core.checkpoints import (
+    Checkpoint,
+    StoredTensor,
+    common_rows,
+    open_checkpoint,
+    preflight,
+)
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.dropping import row_sums, total
@@ -199,6 +205,8 @@ def plan_merge(
     if checkpoints is None:
         checkpoints = open_checkpoint(recipe.base), [open_checkpoint(e) for e in recipe.experts]
     base, experts = checkpoints[0], with_distinct_labels(checkpoints[1])
+    if recipe.vocabulary == "common_rows":
+        experts = tuple(map(common_rows, experts))
     excluded = _excluded(tuple(base.stored), recipe)
     preflight(base, experts, tuple(excluded)).require_ok()
     plan = Plan(

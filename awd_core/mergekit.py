@@ -103,6 +103,8 @@ def _require_exportable(recipe: Recipe, study: Study | None) -> None:
         raise _refusal("method", recipe.method, "task_arithmetic or average")
     if recipe.lines is not None:
         raise _refusal("lines", "LiNeS", "a recipe without `lines`")
+    if recipe.vocabulary != "same":
+        raise _refusal("vocabulary", recipe.vocabulary, "experts with the tokens of the base")
     if recipe.include or recipe.exclude:
         raise _refusal("include, exclude", "patterns", "a recipe that merges every tensor")
     settings = recipe.disentangle

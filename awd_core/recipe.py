@@ -48,6 +48,8 @@ class Recipe(BaseModel):
         knobs: The method's own settings, on top of the preset.
         include: Patterns of tensors to merge; all when left out. The rest stays as in the base.
         exclude: Patterns of tensors that stay as they are in the base.
+        vocabulary: `same`, or `common_rows` to merge embeddings and heads of other sizes than the
+            base's in the rows that both have.
         dtype: Type of the merged floating-point tensors; `base` keeps each as it is.
         seed: For methods that draw at random.
     """
@@ -66,6 +68,7 @@ class Recipe(BaseModel):
     knobs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    vocabulary: Literal["same", "common_rows"] = "same"
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     seed: int = 0
 

@@ -82,6 +82,7 @@ class Study:
         digest: SHA-256 of everything that decides the numbers.
         scales: What every task vector was multiplied with before anything else, (K,); None for the
             task vectors as they are. See `equalise_norms`.
+        vocabulary: `same`, or `common_rows`, as in the recipe that it is for.
     """
 
     path: Path | None
@@ -94,6 +95,7 @@ class Study:
     elements: ElementCounts
     digest: str
     scales: np.ndarray | None = None
+    vocabulary: str = "same"
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -288,6 +290,7 @@ def open_study(path: str | Path) -> Study:
             sources=tuple(SourceInfo(**source) for source in description["experts"]),
             tensors=tuple(_tensor_info(entry) for entry in description["tensors"]),
             exclude=tuple(description["exclude"]),
+            vocabulary=description.get("vocabulary", "same"),
             grams=arrays["gram"],
             base_squared_norms=arrays["base_squared_norm"],
             elements=ElementCounts(**{name: arrays[name] for name in ElementCounts.shapes(1)}),

@@ -54,6 +54,7 @@ class Setting:
             "method": self.method,
             "disentangle": self.disentangle,
             "exclude": study.exclude,
+            "vocabulary": study.vocabulary,
             "knobs": dict(self.knobs),
             "equalise_norms": self.equalise_norms,
         }

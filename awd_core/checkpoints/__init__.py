@@ -1,19 +1,23 @@
 """Opens what people have. Only headers are read here; weights are read by `awd_core.stream`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from awd_core.checkpoints import hub
+from awd_core.checkpoints.base_fit import BaseFit, base_fit
 from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
+from awd_core.checkpoints.estimate import Estimate
 from awd_core.checkpoints.header import StoredTensor
 from awd_core.checkpoints.lora import CONFIG as ADAPTER_CONFIG
 from awd_core.checkpoints.lora import LoraCheckpoint, open_lora
-from awd_core.checkpoints.preflight import Estimate, Preflight, Problem, preflight
+from awd_core.checkpoints.preflight import Preflight, Problem, base_problems, preflight
 from awd_core.checkpoints.weights import WeightCheckpoint, open_weight_file, open_weights
 from awd_core.errors import CheckpointError, nearest
 
 ZOO_PREFIX = "zoo:"
 
 __all__ = [
+    "BaseFit",
     "Checkpoint",
     "Estimate",
     "ExpertTensor",
@@ -22,6 +26,9 @@ __all__ = [
     "Problem",
     "StoredTensor",
     "WeightCheckpoint",
+    "base_fit",
+    "base_problems",
+    "common_rows",
     "open_checkpoint",
     "preflight",
 ]
@@ -52,6 +59,11 @@ def open_checkpoint(
     if (path / ADAPTER_CONFIG).exists():
         return open_lora(path, label, known, allow_pickle=allow_pickle)
     return open_weights(path, label, known, allow_pickle=allow_pickle)
+
+
+def common_rows(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, allowed to have other tokens than the base: only common rows are merged."""
+    return replace(checkpoint, common_rows=True)
 
 
 def _locate(source: str, allow_pickle: bool) -> tuple[Path, str, str]:

@@ -3,7 +3,7 @@
 import abc
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Checkpoint(abc.ABC):
         path: The folder on this machine; the file, for weights without a folder.
         stored: Every tensor in its files, by name, in file order.
         config: `config.json` (or `adapter_config.json`) as it stands.
+        common_rows: Whether a tensor over tokens may have other tokens than the base's; only the
+            rows that both have are then merged.
     """
 
     label: str
@@ -45,6 +47,7 @@ class Checkpoint(abc.ABC):
     path: Path
     stored: Mapping[str, StoredTensor]
     config: Mapping[str, Any]
+    common_rows: bool = field(default=False, kw_only=True)
 
     @property
     @abc.abstractmethod
@@ -71,7 +74,7 @@ class Checkpoint(abc.ABC):
         Tells checkpoints apart in milliseconds; it is not proof against a deliberate change of a
         few weights, for which `provenance.json` records full hashes.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"common rows" if self.common_rows else b"")
         for tensor in self.stored.values():
             digest.update(f"{tensor.name}|{tensor.shape}|{tensor.dtype}\n".encode())
             for block in sample_bytes(tensor):

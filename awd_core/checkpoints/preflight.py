@@ -1,12 +1,24 @@
 """Whether and how checkpoints merge, from headers only: seconds before anything is read."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import torch
+import yaml
+
+from awd_core.checkpoints.base_fit import BaseFit
 from awd_core.checkpoints.checkpoint import Checkpoint
+from awd_core.checkpoints.estimate import Estimate, estimate
+from awd_core.checkpoints.folder import inside
+from awd_core.checkpoints.header import StoredTensor, sample_bytes
 from awd_core.checkpoints.lora import LoraCheckpoint
-from awd_core.errors import MismatchError
+from awd_core.checkpoints.quantised import loads_quantised, quantisation
+from awd_core.checkpoints.vocabulary import is_vocabulary, same_but_for_rows, tied_embedding
+from awd_core.checkpoints.weights import WeightCheckpoint
+from awd_core.errors import CheckpointError, MismatchError
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,8 @@ class Problem:
         received: What was found.
         expected: What should be there.
         remedy: What to do.
+        kind: What it is about: missing, extra, shape, dtype, tied, vocabulary, quantised, base,
+            architecture, experts, licence.
     """
 
     severity: Literal["error", "warning"]
@@ -26,29 +40,22 @@ class Problem:
     received: str
     expected: str
     remedy: str
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the pass and a merge will cost, from sizes alone.
-
-    Attributes:
-        parameters: Elements of the base that can be merged.
-        bytes_to_read: Bytes of base and experts, read once by the pass and once by a merge.
-        bytes_to_write: Bytes of the merged weights in the base's own types.
-    """
-
-    parameters: int
-    bytes_to_read: int
-    bytes_to_write: int
+    kind: str
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """The report: `ok` when nothing stops a merge."""
+    """The report: `ok` when nothing stops a merge.
+
+    Attributes:
+        problems: Every row of the table, errors first.
+        estimate: What the work needs against what is free.
+        licences: What each model card says, by label; None where it says nothing.
+    """
 
     problems: tuple[Problem, ...]
     estimate: Estimate
+    licences: tuple[tuple[str, str | None], ...]
 
     @property
     def ok(self) -> bool:
@@ -74,7 +81,10 @@ class Preflight:
 
 
 def preflight(
-    base: Checkpoint, experts: Sequence[Checkpoint], exclude: Sequence[str] = ()
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    exclude: Sequence[str] = (),
+    out: Path | None = None,
 ) -> Preflight:
     """Compare headers of base and experts.
 
@@ -82,150 +92,329 @@ def preflight(
         base: The base, with whole weights.
         experts: Experts in the order of the recipe.
         exclude: Names of tensors that are kept from the base, so may differ.
+        out: Where the merge will be written, for the estimate; the working folder when left out.
 
     Returns:
         Every problem found, errors first, and the size of the work.
     """
-    problems = _base_problems(base) + _set_problems(experts)
+    left_out = frozenset(exclude)
+    problems = [*_base_problems(base), *_set_problems(experts)]
     for expert in experts:
-        if isinstance(expert, LoraCheckpoint):
-            problems += _lora_problems(base, expert, frozenset(exclude))
+        if found := quantisation(expert):
+            problems.append(_quantised(f"expert {expert.label!r}", found))
+        elif isinstance(expert, LoraCheckpoint):
+            problems += _lora_problems(base, expert, left_out)
         else:
-            problems += _weight_problems(base, expert, frozenset(exclude))
+            assert isinstance(expert, WeightCheckpoint)
+            problems += _weight_problems(base, expert, left_out)
+    labelled = [(f"base {base.label}", base), *((f"expert {one.label}", one) for one in experts)]
+    licences = tuple((label, licence(one)) for label, one in labelled)
+    problems += _licence_problems(licences)
     problems.sort(key=lambda problem: problem.severity)
-    floats = [tensor for tensor in base.stored.values() if tensor.is_float]
-    estimate = Estimate(
-        parameters=sum(tensor.n_elements for tensor in floats),
-        bytes_to_read=sum(
-            tensor.n_bytes for one in (base, *experts) for tensor in one.stored.values()
-        ),
-        bytes_to_write=sum(tensor.n_bytes for tensor in base.stored.values()),
-    )
-    return Preflight(tuple(problems), estimate)
+    return Preflight(tuple(problems), estimate(base, experts, out), licences)
 
 
-def _base_problems(base: Checkpoint) -> list[Problem]:
-    if base.kind == "weights":
-        return []
-    return [
-        Problem(
-            "error",
-            f"base {base.label!r}",
-            "a LoRA adapter",
-            "whole weights",
-            "Give the model the adapters were trained on as the base.",
+def _base_problems(base: Checkpoint) -> Iterator[Problem]:
+    where = f"base {base.label!r}"
+    if base.kind != "weights":
+        remedy = "Give the model the adapters were trained on as the base."
+        yield Problem("error", where, "a LoRA adapter", "whole weights", remedy, "base")
+    elif found := quantisation(base):
+        yield _quantised(where, found)
+    elif method := loads_quantised(base):
+        yield Problem(
+            "warning",
+            f"config.json of {where}",
+            f"whole weights that are to be quantised with {method} on loading",
+            "a configuration without quantization_config",
+            "The merged model is copied with it, and will be loaded quantised.",
+            "quantised",
         )
-    ]
 
 
-def _set_problems(experts: Sequence[Checkpoint]) -> list[Problem]:
-    problems = []
+def _quantised(where: str, found: str) -> Problem:
+    return Problem(
+        "error",
+        where,
+        f"quantised weights: {found}",
+        "floating-point weights",
+        "Merge the model that it was quantised from, and quantise the merged one.",
+        "quantised",
+    )
+
+
+def _set_problems(experts: Sequence[Checkpoint]) -> Iterator[Problem]:
     if not experts:
         remedy = "Give at least two experts fine-tuned from the base."
-        problems.append(Problem("error", "experts", "none", "two or more", remedy))
+        yield Problem("error", "experts", "none", "two or more", remedy, "experts")
     if len(experts) == 1:
-        problems.append(
-            Problem(
-                "warning",
-                f"expert {experts[0].label!r}",
-                "one expert only",
-                "two or more",
-                "One expert interferes with nothing: cosines are undefined and AWD does nothing.",
-            )
+        yield Problem(
+            "warning",
+            f"expert {experts[0].label!r}",
+            "one expert only",
+            "two or more",
+            "One expert interferes with nothing: cosines are undefined and AWD does nothing.",
+            "experts",
         )
-    seen: dict[str, str] = {}
+    looks: dict[str, list[Checkpoint]] = {}
     for expert in experts:
-        if expert.fingerprint in seen:
-            problems.append(
-                Problem(
-                    "warning",
-                    f"expert {expert.label!r}",
-                    f"the same weights as expert {seen[expert.fingerprint]!r}",
-                    "each expert once",
-                    "Remove one of the two: a redundant vector cannot separate equal experts.",
-                )
+        alike = looks.setdefault(_look(expert), [])
+        twin = next((one for one in alike if one.fingerprint == expert.fingerprint), None)
+        if twin is not None:
+            yield Problem(
+                "warning",
+                f"expert {expert.label!r}",
+                f"the same weights as expert {twin.label!r}",
+                "each expert once",
+                "Remove one of the two: a redundant vector cannot separate equal experts.",
+                "experts",
             )
-        seen.setdefault(expert.fingerprint, expert.label)
-    return problems
+        alike.append(expert)
+
+
+def _look(checkpoint: Checkpoint) -> str:
+    """A few kilobytes of a checkpoint: experts that look alike are compared by fingerprint."""
+    digest = hashlib.sha256()
+    tensors = list(checkpoint.stored.values())
+    for tensor in tensors[:: max(1, len(tensors) // 4)][:5]:
+        digest.update(f"{tensor.name}|{tensor.shape}|{tensor.dtype}".encode())
+        for block in sample_bytes(tensor, 256):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _weight_problems(
-    base: Checkpoint, expert: Checkpoint, exclude: frozenset[str]
-) -> list[Problem]:
-    problems = []
-    architectures = base.config.get("architectures"), expert.config.get("architectures")
-    model_types = base.config.get("model_type"), expert.config.get("model_type")
-    if model_types[0] != model_types[1]:
-        problems.append(
-            Problem(
-                "error",
-                f"config.json of expert {expert.label!r}",
-                f"architecture {model_types[1]} ({architectures[1]})",
-                f"architecture {model_types[0]} ({architectures[0]}), as in the base",
-                "Merge only experts that were fine-tuned from this base.",
-            )
-        )
-    remedy = "Merge experts of the same base, or list the tensor under `exclude`."
+    base: Checkpoint, expert: WeightCheckpoint, exclude: frozenset[str]
+) -> Iterator[Problem]:
+    yield from _architecture(base, expert)
     for name, tensor in base.stored.items():
-        if not tensor.is_float or name in exclude:
-            continue
-        other = expert.stored.get(name)
-        where = f"tensor {name!r} of expert {expert.label!r}"
-        if other is None:
-            problems.append(
-                Problem("error", where, "no such tensor", f"shape {list(tensor.shape)}", remedy)
-            )
-        elif other.shape != tensor.shape:
-            received, expected = f"shape {list(other.shape)}", f"shape {list(tensor.shape)}"
-            problems.append(
-                Problem("error", where, received, f"{expected}, as in the base", remedy)
-            )
-        elif not other.is_float:
-            problems.append(Problem("error", where, f"type {other.dtype}", "floats", remedy))
-    for name in expert.stored:
+        if tensor.is_float and name not in exclude:
+            yield from _tensor_problems(base, expert, tensor)
+    for name, tensor in expert.stored.items():
         if name not in base.stored:
-            problems.append(
-                Problem(
-                    "warning",
-                    f"tensor {name!r} of expert {expert.label!r}",
-                    "a tensor that the base does not have",
-                    "the tensors of the base",
-                    "It is left out of the merge; heads of single tasks usually are.",
-                )
-            )
-    return problems
+            yield _extra(base, expert, tensor)
+    shared = [one for name, one in expert.stored.items() if name in base.stored]
+    odd = [one for one in shared if one.is_float and one.name not in exclude]
+    odd = [one for one in odd if one.dtype != base.stored[one.name].dtype]
+    if odd:
+        yield Problem(
+            "warning",
+            f"{len(odd)} tensors of expert {expert.label!r}",
+            f"type {_named({one.dtype for one in odd})}",
+            f"type {_named({base.stored[one.name].dtype for one in odd})}, as in the base",
+            "They are merged from what is stored; the rounding of the coarser type is in the task"
+            " vectors.",
+            "dtype",
+        )
+
+
+def _named(types: set[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+
+
+def _architecture(base: Checkpoint, expert: Checkpoint) -> Iterator[Problem]:
+    # A weight file by itself has no configuration, and so no architecture to compare.
+    model_types = base.config.get("model_type"), expert.config.get("model_type")
+    if base.config and expert.config and model_types[0] != model_types[1]:
+        architectures = base.config.get("architectures"), expert.config.get("architectures")
+        yield Problem(
+            "error",
+            f"config.json of expert {expert.label!r}",
+            f"architecture {model_types[1]} ({architectures[1]})",
+            f"architecture {model_types[0]} ({architectures[0]}), as in the base",
+            "Merge only experts that were fine-tuned from this base.",
+            "architecture",
+        )
+
+
+_REMEDY = "Merge experts of the same base, or list the tensor under `exclude`."
+
+
+def _tensor_problems(
+    base: Checkpoint, expert: WeightCheckpoint, tensor: StoredTensor
+) -> Iterator[Problem]:
+    other = expert.counterpart(tensor.name)
+    where = f"tensor {tensor.name!r} of expert {expert.label!r}"
+    shape = f"shape {list(tensor.shape)}"
+    if other is None:
+        yield Problem("error", where, "no such tensor", shape, _REMEDY, "missing")
+        return
+    if not other.is_float:
+        yield Problem("error", where, f"type {other.dtype}", "floats", _REMEDY, "dtype")
+    if other.name != tensor.name:
+        yield Problem(
+            "warning",
+            where,
+            f"tied to {other.name!r}",
+            "a tensor of its own, as in the base",
+            f"{other.name!r} is merged in its place.",
+            "tied",
+        )
+    if other.shape == tensor.shape:
+        return
+    received, expected = f"shape {list(other.shape)}", f"{shape}, as in the base"
+    if not same_but_for_rows(tensor.name, other.shape, tensor.shape):
+        yield Problem("error", where, received, expected, _REMEDY, "shape")
+        return
+    common = min(other.shape[0], tensor.shape[0])
+    tokens = f"tokens 0 to {common - 1:,}"
+    if expert.common_rows:
+        remedy = f"{tokens.capitalize()} are merged; both tokenizers must mean the same by them."
+        yield Problem("warning", where, received, expected, remedy, "vocabulary")
+        return
+    tables = [name for name, one in base.stored.items() if one.is_float and is_vocabulary(name)]
+    yield Problem(
+        "error",
+        where,
+        received,
+        expected,
+        f"Choose: `vocabulary: common_rows` merges {tokens}, if both tokenizers mean the same by"
+        f" them; `exclude: [{tensor.name}]` keeps the base's; `exclude: [{', '.join(tables)}]`"
+        " merges the backbone only.",
+        "vocabulary",
+    )
+
+
+def _extra(base: Checkpoint, expert: WeightCheckpoint, tensor: StoredTensor) -> Problem:
+    tied = tied_embedding(tensor.name, base.stored, base.config)
+    where = f"tensor {tensor.name!r} of expert {expert.label!r}"
+    if tied is not None:
+        return Problem(
+            "warning",
+            where,
+            "an output head of its own",
+            f"none: the base's is tied to {tied.name!r}",
+            "It is left out, and the merged embedding is the head. Untie the base first if the"
+            " expert's head differs from its embedding.",
+            "tied",
+        )
+    return Problem(
+        "warning",
+        where,
+        "a tensor that the base does not have",
+        "the tensors of the base",
+        "It is left out of the merge; heads of single tasks usually are.",
+        "extra",
+    )
 
 
 def _lora_problems(
     base: Checkpoint, expert: LoraCheckpoint, exclude: frozenset[str]
-) -> list[Problem]:
-    problems = []
+) -> Iterator[Problem]:
+    remedy = f"Use the base the adapter names: {expert.base_name or 'not recorded'}"
     for name, factors in expert.factors.items():
+        target = base.stored.get(name)
         if name in exclude:
             continue
-        shape = (factors.b.shape[0], factors.a.shape[1])
-        target = base.stored.get(name)
         if target is None or factors.is_transposed(target.shape) is None:
-            problems.append(
-                Problem(
-                    "error",
-                    f"weight {name!r} adapted by expert {expert.label!r}",
-                    f"a LoRA product of shape {list(shape)}",
-                    "no such weight in the base"
-                    if target is None
-                    else f"shape {list(target.shape)}, as in the base",
-                    f"Use the base the adapter names: {expert.base_name or 'not recorded'}"
-                    + ("." if target is None else "; or list the tensor under `exclude`."),
-                )
+            yield Problem(
+                "error",
+                f"weight {name!r} adapted by expert {expert.label!r}",
+                f"a LoRA product of shape {[factors.b.shape[0], factors.a.shape[1]]}",
+                "no such weight in the base"
+                if target is None
+                else f"shape {list(target.shape)}, as in the base",
+                f"{remedy}."
+                if target is None
+                else f"{remedy}; or list the tensor under `exclude`.",
+                "missing" if target is None else "shape",
             )
         elif not target.is_float:
-            problems.append(
-                Problem(
-                    "error",
-                    f"weight {name!r} in the base, adapted by expert {expert.label!r}",
-                    f"type {target.dtype}",
-                    "floats",
-                    "Use the base before it was quantised.",
-                )
+            yield Problem(
+                "error",
+                f"weight {name!r} in the base, adapted by expert {expert.label!r}",
+                f"type {target.dtype}",
+                "floats",
+                "Use the base before it was quantised.",
+                "quantised",
             )
+    for name, tensor in expert.replaced.items():
+        target = base.stored.get(name)
+        where = f"tensor {name!r} of expert {expert.label!r}, saved whole"
+        if target is None:
+            yield Problem(
+                "warning",
+                where,
+                "a tensor that the base does not have",
+                "the tensors of the base",
+                "It is left out of the merge; heads of single tasks usually are.",
+                "extra",
+            )
+        elif target.shape != tensor.shape and name not in exclude:
+            received, expected = f"shape {list(tensor.shape)}", f"shape {list(target.shape)}"
+            kind = "vocabulary" if is_vocabulary(name) else "shape"
+            yield Problem("error", where, received, f"{expected}, as in the base", _REMEDY, kind)
+
+
+# A fine-tuned model is a few hundredths of its base away; half is another model.
+FAR, COMMON_DRIFT, CLEARLY_NEARER = 0.5, 0.5, 0.7
+
+
+def base_problems(fits: Sequence[BaseFit]) -> list[Problem]:
+    """What looking at a few rows says against the first base, the others being candidates."""
+    first, problems = fits[0], []
+    nearest = min(fits, key=lambda fit: fit.mean_relative_norm or 0.0)
+    own, best = first.mean_relative_norm, nearest.mean_relative_norm
+    far = own is not None and own > FAR
+    drift = first.mean_cosine is not None and first.mean_cosine > COMMON_DRIFT
+    if own is not None and best is not None and best < CLEARLY_NEARER * own:
+        problems.append(
+            Problem(
+                "warning",
+                f"base {first.base!r}",
+                f"experts at {own:.3g} times its norm, mean cosine {_number(first.mean_cosine)}",
+                f"a base as near as {nearest.base!r}: {best:.3g}, {_number(nearest.mean_cosine)}",
+                f"Use {nearest.base!r} as the base.",
+                "base",
+            )
+        )
+    elif far or drift:
+        problems.append(
+            Problem(
+                "warning",
+                f"base {first.base!r}",
+                f"experts at {own:.3g} times its norm, mean cosine {_number(first.mean_cosine)}",
+                "a few hundredths, and cosines well below 0.5",
+                "The experts share a large drift: probably they were fine-tuned from another base."
+                " Compare with --candidate-base.",
+                "base",
+            )
+        )
     return problems
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def licence(checkpoint: Checkpoint) -> str | None:
+    """What the model card in the folder says; None where there is no card, or it says nothing."""
+    from huggingface_hub import ModelCard
+
+    card = checkpoint.path / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        inside(card.parent, card.name)
+        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        found = data.get("license_name") or data.get("license")
+    except (CheckpointError, ValueError, TypeError, OSError, yaml.YAMLError):
+        return None  # a card that cannot be read says nothing; it decides nothing else
+    return str(found) if found else None
+
+
+def _licence_problems(licences: Sequence[tuple[str, str | None]]) -> Iterator[Problem]:
+    known: dict[str, list[str]] = {}
+    for label, its in licences:
+        if its is not None:
+            known.setdefault(its, []).append(label)
+    if len(known) > 1:
+        found = "; ".join(f"{one}: {', '.join(labels)}" for one, labels in known.items())
+        yield Problem(
+            "warning",
+            "model cards",
+            found,
+            "one licence",
+            "The merge is bound by all of them; check that they go together before you share it.",
+            "licence",
+        )

@@ -11,6 +11,7 @@ from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
 from awd_core.checkpoints.folder import inside, listed, read_json
 from awd_core.checkpoints.header import StoredTensor, read_header, read_rows
 from awd_core.checkpoints.pickled import read_pickled
+from awd_core.checkpoints.vocabulary import CommonRows, same_but_for_rows, tied_embedding
 from awd_core.errors import CheckpointError, MismatchError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -53,21 +54,29 @@ class WeightCheckpoint(Checkpoint):
         return "weights"
 
     def tensor(self, base: StoredTensor) -> ExpertTensor:
-        """The stored tensor of the same name.
+        """The stored tensor of the same name, or the embedding that a head is tied to.
 
         Raises:
             MismatchError: It is absent, or of another shape.
         """
-        stored = self.stored.get(base.name)
-        if stored is None or stored.shape != base.shape:
-            raise MismatchError(
-                "Base and expert do not match",
-                where=f"tensor {base.name!r} of expert {self.label!r}",
-                received="no such tensor" if stored is None else f"shape {list(stored.shape)}",
-                expected=f"shape {list(base.shape)}, as in the base",
-                remedy="Merge experts of the same base, or list the tensor under `exclude`.",
-            )
-        return WeightTensor(stored)
+        stored = self.counterpart(base.name)
+        if stored is not None and stored.shape == base.shape:
+            return WeightTensor(stored)
+        shares_rows = stored and same_but_for_rows(base.name, stored.shape, base.shape)
+        if stored is not None and shares_rows and self.common_rows:
+            return CommonRows(stored)
+        raise MismatchError(
+            "Base and expert do not match",
+            where=f"tensor {base.name!r} of expert {self.label!r}",
+            received="no such tensor" if stored is None else f"shape {list(stored.shape)}",
+            expected=f"shape {list(base.shape)}, as in the base",
+            remedy="Merge experts of the same base, or list the tensor under `exclude`.",
+        )
+
+    def counterpart(self, name: str) -> StoredTensor | None:
+        """What is stored for a tensor, under its own name or one that it is tied to."""
+        own = self.stored.get(self.shared.get(name, name))
+        return own or tied_embedding(name, self.stored, self.config)
 
     def touches(self, name: str) -> bool:
         """Every tensor may differ from the base's."""

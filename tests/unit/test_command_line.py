@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from awd_core import METHODS, Recipe, Settings, open_study, solve
 from awd_core import __main__ as command_line
 from awd_core.disentangle import PRESETS
-from tests.helpers import Family, family, tree
+from tests.helpers import Family, base_state, family, save, tree
 
 
 @pytest.fixture
@@ -197,3 +198,84 @@ def test_a_stopped_process_ends_with_130_and_leaves_nothing(
     assert json.loads(events.read_text().splitlines()[-1])["state"] == "cancelled"
     events.unlink()
     assert tree(tmp_path) == before
+
+
+def test_inspect_tells_the_base_the_cost_and_what_to_do(
+    made: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = save(tmp_path / "wrong", base_state(seed=7))
+    arguments = ["inspect", wrong, *made.expert_paths, "--candidate-base", made.base_path]
+    code, out, _ = awd(monkeypatch, capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert code == 0
+    (row,) = found["problems"]
+    assert (row["kind"], row["remedy"]) == ("base", "Use 'base' as the base.")
+    assert [fit["base"] for fit in found["base_fit"]] == ["wrong", "base"]
+    assert found["estimate"]["verdict"] in ("fits", "tight", "will not fit")
+    code, out, _ = awd(monkeypatch, capsys, *arguments, "--strict")
+    assert code == 1
+    assert "Use 'base' as the base." in " ".join(out.split())
+    assert "GB free" in out
+
+
+def test_many_rows_of_a_kind_are_counted_for_a_person_and_listed_for_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save(tmp_path / "base", {f"w{n}": torch.ones(2) for n in range(9)})
+    expert = save(tmp_path / "[/expert]", {"w0": torch.ones(2)})
+    code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert)
+    assert code == 1
+    assert "3 more of kind missing" in " ".join(out.split())
+    code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert, "--json")
+    assert sum(row["kind"] == "missing" for row in json.loads(out)["problems"]) == 8
+
+
+def test_pickled_weights_need_leave_at_every_verb(
+    made: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder, state in zip(
+        [made.base_path, *made.expert_paths],
+        [made.base_state, *made.expert_states],
+        strict=True,
+    ):
+        torch.save(state, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(made.recipe(coefficient=0.3).to_yaml())
+    for arguments in (
+        ("inspect", *sources(made)),
+        ("collect", *sources(made), "-o", tmp_path / "study"),
+        ("merge", recipe, out),
+        ("verify", out, "--no-load"),
+    ):
+        if arguments[0] != "verify":
+            code, _, error = awd(monkeypatch, capsys, *arguments)
+            assert (code, "--allow-pickle" in error) == (1, True)
+        code, _, error = awd(monkeypatch, capsys, *arguments, "--allow-pickle")
+        assert code == 0, error
+
+
+def test_common_rows_go_from_the_study_to_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("base", "one", "two")
+    for seed, (name, rows) in enumerate(zip(names, (5, 6, 5), strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        table = torch.randn(rows, 4, generator=generator)
+        save(tmp_path / name, {"model.embed_tokens.weight": table})
+    folders = [tmp_path / name for name in names]
+    study, recipe = tmp_path / "study", tmp_path / "recipe.yaml"
+    code, _, error = awd(monkeypatch, capsys, "collect", *folders, "-o", study)
+    assert (code, "common_rows" in error) == (1, True)
+    option = ("--vocabulary", "common_rows")
+    assert awd(monkeypatch, capsys, "collect", *folders, "-o", study, *option)[0] == 0
+    assert awd(monkeypatch, capsys, "tune", study, "--recipe", recipe)[0] == 0
+    assert Recipe.load(recipe).vocabulary == "common_rows"
+    assert awd(monkeypatch, capsys, "merge", recipe, tmp_path / "out")[0] == 0
+    assert awd(monkeypatch, capsys, "inspect", *folders, "--vocabulary", "all")[0] == 2
