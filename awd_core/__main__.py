@@ -498,19 +498,23 @@ ROWS_OF_A_KIND = 5
 def _print_preflight(
     problems: Sequence[Problem], estimate: Estimate, fits: Sequence[BaseFit]
 ) -> None:
-    shown: list[dict[str, Any]] = []
-    for (_, kind), group in groupby(sorted(problems, key=_severity_and_kind), _severity_and_kind):
-        rows = [vars(problem) for problem in group]
-        shown += rows[:ROWS_OF_A_KIND]
-        if left := len(rows) - ROWS_OF_A_KIND:
-            more = {"where": f"{left} more of kind {kind}", "remedy": "--json lists all of them."}
-            shown += [{**dict.fromkeys(rows[0], ""), **more}] if left > 0 else []
-    _print_table("Preflight", shown, "Nothing stands in the way of a merge.")
+    if not problems:
+        out.print("Nothing stands in the way of a merge.")
+    for (severity, kind), group in groupby(
+        sorted(problems, key=_severity_and_kind), _severity_and_kind
+    ):
+        colour = "red" if severity == "error" else "yellow"
+        rows = list(group)
+        for one in rows[:ROWS_OF_A_KIND]:
+            said = f"{kind}: {one.where}: {one.received}; expected {one.expected}. {one.remedy}"
+            _print_line(f"[bold {colour}]{severity}[/] {escape(said)}")
+        if left := len(rows[ROWS_OF_A_KIND:]):
+            _print_line(f"[bold {colour}]{severity}[/] {left} more of kind {kind}; see --json.")
     for fit in fits:
         norms = ", ".join(f"{name} {value:.3g}" for name, value in fit.relative_norms.items())
         if norms:
             cosine = "" if fit.mean_cosine is None else f"; mean cosine {fit.mean_cosine:.3f}"
-            out.print(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
+            _print_line(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
     out.print(
         f"{estimate.parameters:,} parameters; {estimate.bytes_to_read / 1e6:,.0f} MB to read,"
         f" {estimate.bytes_to_write / 1e6:,.0f} MB to write; about {_duration(estimate.seconds)}."
@@ -518,6 +522,10 @@ def _print_preflight(
     for name, one in (("memory", estimate.memory), ("disk", estimate.disk)):
         free = "" if one.free is None else f" of {one.free / 1e9:.1f} GB free"
         out.print(f"{name}: {one.needed / 1e9:.1f} GB{free}: {one.verdict}")
+
+
+def _print_line(text: str) -> None:
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 def _severity_and_kind(problem: Problem) -> tuple[str, str]:

@@ -217,7 +217,8 @@ def test_inspect_tells_the_base_the_cost_and_what_to_do(
     assert found["estimate"]["verdict"] in ("fits", "tight", "will not fit")
     code, out, _ = awd(monkeypatch, capsys, *arguments, "--strict")
     assert code == 1
-    assert "Use 'base' as the base." in " ".join(out.split())
+    assert "warning base: base 'wrong': experts at" in out
+    assert "Use 'base' as the base." in out
     assert "GB free" in out
 
 
@@ -228,7 +229,8 @@ def test_many_rows_of_a_kind_are_counted_for_a_person_and_listed_for_a_machine(
     expert = save(tmp_path / "[/expert]", {"w0": torch.ones(2)})
     code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert)
     assert code == 1
-    assert "3 more of kind missing" in " ".join(out.split())
+    assert "error missing: tensor 'w1' of expert '[/expert]': no such tensor" in out
+    assert "error 3 more of kind missing" in out
     code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert, "--json")
     assert sum(row["kind"] == "missing" for row in json.loads(out)["problems"]) == 8
 
