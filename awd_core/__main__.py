@@ -26,8 +26,8 @@ from awd_core.checkpoints import BaseFit, Checkpoint, Estimate, Problem, common_
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
 from awd_core.method_docs import description
-from awd_core.parallel import Engine
 from awd_core.naming import matching
+from awd_core.parallel import Engine
 from awd_core.recipe import Recipe
 
 app = typer.Typer(

@@ -59,6 +59,17 @@ def write(folder: Path, seed: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def measure(folders: list[Path]) -> tuple[tuple[float, float, float], awd.Preflight]:
+    """Seconds of opening, comparing and looking at the base; and the report."""
+    start = time.perf_counter()
+    base, *experts = (awd.open_checkpoint(folder) for folder in folders)
+    opened = time.perf_counter()
+    report = awd.preflight(base, experts)
+    checked = time.perf_counter()
+    awd.base_fit(base, experts)
+    return (opened - start, checked - opened, time.perf_counter() - checked), report
+
+
 def main() -> None:
     """Measure and print."""
     assert zoo
@@ -66,23 +77,16 @@ def main() -> None:
         folders = [Path(place) / f"model-{k}" for k in range(N_EXPERTS + 1)]
         for k, folder in enumerate(folders):
             write(folder, k)
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            base, *experts = (awd.open_checkpoint(folder) for folder in folders)
-            opened = time.perf_counter()
-            report = awd.preflight(base, experts)
-            checked = time.perf_counter()
-            awd.base_fit(base, experts)
-            times.append((opened - start, checked - opened, time.perf_counter() - checked))
-        assert report.ok
-        parameters, n_bytes = report.estimate.parameters, report.estimate.bytes_to_read
+        runs = [measure(folders) for _ in range(RUNS)]
+    report = runs[0][1]
+    assert report.ok
+    parameters, n_bytes = report.estimate.parameters, report.estimate.bytes_to_read
     print(
         f"Base and {N_EXPERTS} experts, {len(list(shapes()))} tensors in {SHARDS} shards each,"
         f" {parameters / 1e9:.1f}e9 parameters, {n_bytes / 1e9:.0f} GB in all; seconds,"
         f" {RUNS} runs:\n\n| | median | slowest |\n|---|---|---|"
     )
-    table = np.array(times)
+    table = np.array([times for times, _ in runs])
     rows = {"open": table[:, 0], "compare": table[:, 1], "base fit": table[:, 2]}
     for name, values in {**rows, "all": table.sum(1)}.items():
         print(f"| {name} | {np.median(values):.2f} | {values.max():.2f} |")

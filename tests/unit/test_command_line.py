@@ -225,11 +225,11 @@ def test_inspect_tells_the_base_the_cost_and_what_to_do(
 def test_many_rows_of_a_kind_are_counted_for_a_person_and_listed_for_a_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = save(tmp_path / "base", {f"w{n}": torch.ones(2) for n in range(9)})
-    expert = save(tmp_path / "[/expert]", {"w0": torch.ones(2)})
+    base = save(tmp_path / "base", {f"[/w]{n}": torch.ones(2) for n in range(9)})
+    expert = save(tmp_path / "expert", {"[/w]0": torch.ones(2)})
     code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert)
     assert code == 1
-    assert "error missing: tensor 'w1' of expert '[/expert]': no such tensor" in out
+    assert "error missing: tensor '[/w]1' of expert 'expert': no such tensor" in out
     assert "error 3 more of kind missing" in out
     code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert, "--json")
     assert sum(row["kind"] == "missing" for row in json.loads(out)["problems"]) == 8
