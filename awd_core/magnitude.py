@@ -46,23 +46,31 @@ def bin_of_rank(histogram: np.ndarray, rank: int) -> tuple[int, int]:
 
 
 def kth_largest_magnitudes(
-    sweep: Callable[[], Iterable[torch.Tensor]], rank: int, n_experts: int
+    sweep: Callable[[], Iterable[torch.Tensor]],
+    rank: int | Callable[[int], int],
+    n_experts: int,
 ) -> np.ndarray:
     """The `rank`-th largest |v| of every expert over a whole stream, exact in float32.
 
     Args:
         sweep: Starts the stream anew; yields (K, ...) pieces of the vectors.
-        rank: 1 is the largest; at most the number of elements.
+        rank: 1 is the largest; at most the number of elements. Or how it follows from that number,
+            for a stream whose length is not known beforehand.
         n_experts: K.
 
     Returns:
-        (K,) float32. Equal to `torch.kthvalue` on the whole vector, bit for bit.
+        (K,) float32. Equal to `torch.kthvalue` on the whole vector, bit for bit. Infinite where the
+        rank is 0: nothing is as large.
 
     Cost: two sweeps.
     """
     upper = np.zeros((n_experts, N_BINS), dtype=np.int64)
     for vectors in sweep():
         upper += upper_histogram(vectors)
+    if callable(rank):
+        rank = rank(int(upper[0].sum()))
+    if not rank:
+        return np.full(n_experts, np.inf, np.float32)
     bins, ranks = zip(*(bin_of_rank(row, rank) for row in upper), strict=True)
     lower = np.zeros((n_experts, N_BINS), dtype=np.int64)
     for vectors in sweep():

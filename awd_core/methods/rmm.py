@@ -1,0 +1,69 @@
+"""RMM: experts rebuilt from a mean and a few directions that they have in common."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from awd_core.knobs import knob
+from awd_core.linear_algebra import one_thread
+from awd_core.method import Executor, MergeMethod
+from awd_core.vectors import Piece, TensorVectors
+
+
+@dataclass(frozen=True)
+class Rmm(MergeMethod):
+    """Every row of K task vectors, K points in n dimensions, is replaced by its first principal
+    components: tau_k becomes mean + the projection of tau_k - mean on `components` directions.
+
+    For the task k that is known. The principal directions of K points lie in their span, so they
+    follow from the centred K x K Gram of each row, in closed form. components >= K - 1 gives every
+    expert back. For LoRA experts the paper does this to the rows of B and the columns of A, points
+    in r dimensions; that is `rebuilt` on the factors, and what is written is their product.
+
+    This is no single model: what is shared is the mean and the directions; a task adds
+    `components` numbers a row.
+    """
+
+    key: ClassVar[str] = "rmm"
+    title: ClassVar[str] = "RMM (reversible)"
+    source: ClassVar[str] = "Reversible Model Merging, arXiv 2510.14163"
+    year: ClassVar[int] = 2025
+    formula: ClassVar[str] = (
+        r"\theta_0 + \lambda\, (\bar\tau + P_p (\tau_k - \bar\tau)),\quad"
+        r" P_p: \text{principal directions of each row}"
+    )
+    executor: ClassVar[Executor] = "stream"
+    needs_task: ClassVar[bool] = True
+    default_coefficient: ClassVar[float] = 1.0
+
+    task: int = knob(0, low=0, high=9999, help="The expert whose model is written, from 0.")
+    components: int = knob(
+        2, low=0, high=64, help="Principal directions a row; K - 1 of them lose nothing."
+    )
+
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+        """`lambda` times the rebuilt task vector."""
+        found = rebuilt(piece.task_vectors, self.task, self.components)
+        return found * float(coefficients[self.task])
+
+
+def rebuilt(points: torch.Tensor, task: int, components: int) -> torch.Tensor:
+    """One of K points a row, from their mean and first principal directions.
+
+    Args:
+        points: (K, rows, n).
+        task: Which of the K.
+        components: Principal directions kept in each row.
+
+    Returns:
+        (rows, n).
+    """
+    mean = points.mean(0)
+    apart = (points - mean).transpose(0, 1)
+    with one_thread():
+        _, vectors = torch.linalg.eigh(apart @ apart.mT)
+    first = vectors[:, :, max(0, len(points) - components) :]
+    shares = first @ first[:, task, :, None]
+    return mean + (shares * apart).sum(1)
