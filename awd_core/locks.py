@@ -8,9 +8,9 @@ that has moved far while its product has hardly changed:
     moved   = ||(W_Q', W_K') - (W_Q, W_K)|| / ||(W_Q, W_K)||
     changed = ||W_Q'^T W_K' - W_Q^T W_K|| / ||W_Q^T W_K||
 
-A fine-tuned expert has both small; another model has both near 1.4. The thresholds are ours. Weights
-that were rotated or whose heads were reordered for other reasons (quantisation, conversion between
-formats) show the same sign, and merging fails for them just as well.
+A fine-tuned expert has both small; another model has both near 1.4. The thresholds are ours.
+Weights that were rotated or whose heads were reordered for other reasons (quantisation, conversion
+between formats) show the same sign, and merging fails for them just as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

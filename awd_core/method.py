@@ -86,6 +86,17 @@ def piecewise(copies: int) -> Memory:
     return Memory(f"process + {8 * copies} (K + 1) c", above_process)
 
 
+def matrixwise(formula: str, n_numbers: Callable[[int, int, int], int]) -> Memory:
+    """Memory of a method that holds `n_numbers(K, m, n)` float64 numbers, and pieces."""
+    pieces = piecewise(4)
+
+    def above_process(n_experts: int, rows: int, columns: int) -> int:
+        numbers = n_numbers(n_experts, rows, columns)
+        return 8 * numbers + pieces.above_process(n_experts, rows, columns)
+
+    return Memory(f"{pieces.formula} + 8 ({formula})", above_process)
+
+
 @dataclass(frozen=True)
 class MergeMethod(abc.ABC):
     """A way to turn task vectors into one merged task vector.
@@ -110,6 +121,9 @@ class MergeMethod(abc.ABC):
     takes_coefficients: ClassVar[bool] = True
     coefficients_are: ClassVar[Literal["scales", "weights"]] = "scales"
     default_coefficient: ClassVar[float] = 0.3
+    # Whether it has one lambda for all experts, and none for each. Given different ones all the
+    # same, it takes their mean.
+    one_coefficient: ClassVar[bool] = False
     # How many experts it can merge; None for no limit.
     least_experts: ClassVar[int] = 1
     most_experts: ClassVar[int | None] = None

@@ -90,6 +90,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"{len(self.coefficients)} coefficients for {len(self.experts)} experts"
             )
+        if self.coefficients and chosen.one_coefficient and len(set(self.coefficients)) > 1:
+            raise ValueError(f"method {self.method!r} has one coefficient for all experts")
         self._fits(chosen)
         awd = self.disentangle
         if self.equalise_norms and awd and (awd.leaves_span or awd.granularity == "spectral"):

@@ -1,7 +1,8 @@
 """DOGE: a shared change of all task vectors, learned outside the subspace that tasks share."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Doge(MatrixMethod):
     )
     default_coefficient: ClassVar[float] = 1.0
     scale_equivariant: ClassVar[bool] = False
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "fusionbench": Preset(
             {"others": "keep-base", "embeddings": "keep-base"},
             note="FusionBench's settings; it keeps one entry more.",
@@ -75,7 +76,7 @@ class Doge(MatrixMethod):
     def survey(self, model: Vectors) -> np.ndarray:
         """Smallest kept |tau_k| of every expert over all solved matrices, (K,) float32."""
 
-        def solved():
+        def solved() -> Iterator[torch.Tensor]:
             for tensor in model.tensors():
                 if self.treatment(tensor) == "solve":
                     yield from tensor.task_vectors()
@@ -106,7 +107,7 @@ class Doge(MatrixMethod):
 
     def _delta(self, taus: torch.Tensor, scales: list[float]) -> torch.Tensor:
         shared = self._shared(taus)
-        weighted = sum_over_experts(l * tau for l, tau in zip(scales, taus, strict=True))
+        weighted = sum_over_experts(scale * tau for scale, tau in zip(scales, taus, strict=True))
         # Per row: <tau_j, tau_j> - <tau_j, sum_i l_i tau_i>; delta enters with the sum of the l_i.
         gaps = [(tau * tau - tau * weighted).sum(1) for tau in taus]
         total = sum(sorted(scales))

@@ -1,8 +1,9 @@
 """EMR: one vector for all tasks, and for each task a mask and a scale."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Emr(MergeMethod):
     passes: ClassVar[int] = 2
     needs_task: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset({"rescale": "paper"}, note="Sums over all parameters."),
         "code": Preset({"rescale": "code"}, note="Sums of the means of tensors; FusionBench too."),
     }

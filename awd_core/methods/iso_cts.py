@@ -1,5 +1,6 @@
 """Iso-CTS: common directions of the sum, directions of each task beside them, all of one length."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,7 +43,7 @@ class IsoCts(MatrixMethod):
     )
     one_coefficient: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(note="Common share .8; lambda 1 to 1.5."),
     }
 

@@ -1,8 +1,8 @@
 """KnOTS: LoRA experts merged by TIES in the singular directions that they share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Knots(MatrixMethod):
         "4 K m n + 4 min(m, K n)^2", lambda k, m, n: 4 * k * m * n + 4 * min(m, k * n) ** 2
     )
     default_coefficient: ClassVar[float] = 0.6
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset({"density": 0.2}, 0.6, "ViT-B/32: the largest 20 %, scale .6."),
         "llama": Preset({"density": 1.0}, 0.5, "Llama-3-8B: nothing trimmed, scale .5."),
     }

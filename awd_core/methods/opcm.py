@@ -1,6 +1,7 @@
 """OPCM: experts merged one after the other, each freed of what those before it have filled."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,7 +49,7 @@ class Opcm(MatrixMethod):
     one_coefficient: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
     permutation_equivariant: ClassVar[bool] = False
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset({"projection": "paper"}, note="Two-sided complement, as the paper has it."),
         "fusionbench": Preset(
             {"projection": "fusionbench"},

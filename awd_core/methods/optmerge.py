@@ -1,6 +1,6 @@
 """OptMerge: WUDI on task vectors that are freed of their small singular values first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -48,7 +48,7 @@ class OptMerge(MatrixMethod):
     one_coefficient: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
     scale_equivariant: ClassVar[bool] = False
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "full": Preset(
             {"centred": True, "start": "sum", "optimiser": "adam", "lr": 1e-5, "steps": 300},
             0.1,

@@ -9,18 +9,16 @@ import torch
 from awd_core.knobs import knob
 from awd_core.linear_algebra import one_thread
 from awd_core.method import Executor, MergeMethod
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece
 
 
 @dataclass(frozen=True)
 class Rmm(MergeMethod):
-    """Every row of K task vectors, K points in n dimensions, is replaced by its first principal
-    components: tau_k becomes mean + the projection of tau_k - mean on `components` directions.
+    """Every row, K points in n dimensions, from its first principal components.
 
-    For the task k that is known. The principal directions of K points lie in their span, so they
-    follow from the centred K x K Gram of each row, in closed form. components >= K - 1 gives every
-    expert back. For LoRA experts the paper does this to the rows of B and the columns of A, points
-    in r dimensions; that is `rebuilt` on the factors, and what is written is their product.
+    tau_k becomes mean + the projection of tau_k - mean on `components` directions, for the task k
+    that is known. The principal directions of K points lie in their span, so they follow from the
+    centred K x K Gram of each row, in closed form. components >= K - 1 gives every expert back.
 
     This is no single model: what is shared is the mean and the directions; a task adds
     `components` numbers a row.

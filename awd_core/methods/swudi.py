@@ -1,6 +1,7 @@
 """SWUDI: WUDI's descent in closed form, stopped at a time and cut to the first directions."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ class Swudi(MatrixMethod):
     memory: ClassVar[Memory] = matrixwise("6 m n + 5 n^2", lambda k, m, n: 6 * m * n + 5 * n * n)
     one_coefficient: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "code": Preset({"time": 300.0, "rank": 0.65}, note="Defaults of the function."),
         "clip": Preset({"time": 1300.0, "rank": 0.65}, note="The authors' setting for ViT-B/32."),
         "llm": Preset(

@@ -1,5 +1,6 @@
 """WUDI: a merged matrix that differs little from every expert on that expert's own rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class Wudi(MatrixMethod):
     one_coefficient: ClassVar[bool] = True
     default_coefficient: ClassVar[float] = 1.0
     scale_equivariant: ClassVar[bool] = False
-    presets = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             {"steps": 300, "lr": 1e-5, "others": "keep-base", "embeddings": "keep-base"},
             note="ViT: linear layers only, the rest stays at the base.",

@@ -29,7 +29,7 @@ def wudi_loss(m: np.ndarray, taus: np.ndarray) -> float:
 
 def wudi_gradient(m: np.ndarray, taus: np.ndarray) -> np.ndarray:
     """Its derivative, task by task."""
-    return sum(2 * (m - tau) @ tau.T @ tau / (tau**2).sum() for tau in taus)
+    return np.sum([2 * (m - tau) @ tau.T @ tau / (tau**2).sum() for tau in taus], axis=0)
 
 
 def wudi(taus: np.ndarray, lr: float, steps: int) -> np.ndarray:
@@ -39,13 +39,13 @@ def wudi(taus: np.ndarray, lr: float, steps: int) -> np.ndarray:
 
 def curvature(taus: np.ndarray) -> np.ndarray:
     """C = sum_k tau_k^T tau_k / ||tau_k||^2."""
-    return sum(tau.T @ tau / (tau**2).sum() for tau in taus)
+    return np.sum([tau.T @ tau / (tau**2).sum() for tau in taus], axis=0)
 
 
 def flow(taus: np.ndarray, start: np.ndarray, time: float) -> np.ndarray:
     """m' = -(m C - D) for a time, by a matrix exponential of the affine flow."""
     c = curvature(taus)
-    d = sum(tau @ tau.T @ tau / (tau**2).sum() for tau in taus)
+    d = np.sum([tau @ tau.T @ tau / (tau**2).sum() for tau in taus], axis=0)
     n = len(c)
     # d/dt [m 1] = [m 1] [[-C, 0], [D, 0]], for every row of m and D at once.
     rows = []
@@ -61,11 +61,11 @@ def minimum_on(taus: np.ndarray, start: np.ndarray, n_directions: int) -> np.nda
     values, vectors = np.linalg.eigh(curvature(taus))
     first = vectors[:, np.argsort(values)[::-1][:n_directions]]
     # Least squares for x in m = m_0 + x first^T, row by row of the stacked residuals.
-    left, right = np.zeros((n_directions, n_directions)), 0.0
+    left, right = np.zeros((n_directions, n_directions)), np.zeros((len(start), n_directions))
     for tau in taus:
         inside = tau @ first / np.linalg.norm(tau)
         left += inside.T @ inside
-        right = right + (tau - start) @ tau.T @ tau @ first / (tau**2).sum()
+        right += (tau - start) @ tau.T @ tau @ first / (tau**2).sum()
     return start + np.linalg.solve(left, right.T).T @ first.T
 
 
@@ -81,7 +81,7 @@ def optmerge_gradient(taus: np.ndarray, centred: bool) -> Callable[[np.ndarray],
         u, s, vh = np.linalg.svd(tau - offset, full_matrices=False)
         target = (u[:, :rank] * s[:rank]) @ vh[:rank] + offset
         terms.append((target, proxy, (tau**2).sum()))
-    return lambda m: sum(2 * (m - t) @ p.T @ p / square for t, p, square in terms)
+    return lambda m: np.sum([2 * (m - t) @ p.T @ p / square for t, p, square in terms], axis=0)
 
 
 def optmerge(taus: np.ndarray, preset: str, lr: float, steps: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def optmerge(taus: np.ndarray, preset: str, lr: float, steps: int) -> np.ndarray
 
 def doge_loss(delta: np.ndarray, taus: np.ndarray, scales: np.ndarray) -> float:
     """sum_j sum_rows <tau_j, tau_j - sum_i l_i (tau_i + delta)>^2."""
-    merged = sum(l * (tau + delta) for l, tau in zip(scales, taus, strict=True))
+    merged = np.tensordot(scales, taus + delta, 1)
     return float(sum((((tau * (tau - merged)).sum(1)) ** 2).sum() for tau in taus))
 
 
@@ -115,9 +115,9 @@ def doge_delta(
     outside = np.eye(taus.shape[1]) - shared @ shared.T
 
     def gradient(delta: np.ndarray) -> np.ndarray:
-        merged = sum(l * (tau + delta) for l, tau in zip(scales, taus, strict=True))
+        merged = np.tensordot(scales, taus + delta, 1)
         pulls = [2 * (tau * (tau - merged)).sum(1)[:, None] * tau for tau in taus]
-        return outside @ (-scales.sum() * sum(pulls))
+        return outside @ (-scales.sum() * np.sum(pulls, axis=0))
 
     return adam(gradient, np.zeros_like(taus[0]), lr, steps), scales
 

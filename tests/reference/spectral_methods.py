@@ -86,7 +86,7 @@ def knots(matrices: list[np.ndarray], coefficients: np.ndarray, density: float) 
     """U TIES(U^T tau_k) of several matrices (K, rows, columns), trimmed over all of them."""
     bases, rotated = [], []
     for taus in matrices:
-        n_experts, rows, columns = taus.shape
+        n_experts, _rows, columns = taus.shape
         u, s, vh = np.linalg.svd(np.concatenate(list(taus), axis=1), full_matrices=False)
         kept = s > 1e-6 * s[0]
         bases.append(u[:, kept])
@@ -117,10 +117,7 @@ def opcm_step(tau: np.ndarray, total: np.ndarray, alpha: float, projection: str)
         r = next((i for i in range(len(s)) if shares[i] > alpha), 0)
     for i in range(rows):
         for j in range(columns):
-            if projection == "paper":
-                taken = i < r or j < r
-            else:
-                taken = i < r and j < r
+            taken = i < r or j < r if projection == "paper" else i < r and j < r
             if taken or i == j:
                 inside[i, j] = 0.0
     return u @ inside @ vh

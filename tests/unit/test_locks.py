@@ -1,4 +1,4 @@
-"""Attention that was reparameterised so that merging fails is told from attention that was trained."""
+"""Attention that was reparameterised against merging is told from attention that was trained."""
 
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def test_a_locked_expert_is_found_in_every_layer(tmp_path: Path, kv_heads: int) 
 def test_a_trained_expert_is_not(tmp_path: Path, size: float) -> None:
     base = attention()
     found = signs(tmp_path, base, trained(base, size))
-    assert len(found) == 4 and not any(s.looks_locked for s in found)
+    assert len(found) == 4
+    assert not any(s.looks_locked for s in found)
 
 
 def test_another_model_is_not(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from awd_core.method import MergeMethod
+from awd_core.method import MergeMethod, build
 from awd_core.methods.aswudi import Aswudi
 from awd_core.methods.doge import Doge
 from awd_core.methods.optmerge import OptMerge
@@ -99,7 +99,7 @@ def test_equal_eigenvalues_count_all_in_every_rule(n: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_optmerge_is_the_descent_of_each_code(shape, preset: str) -> None:
     taus = task_vectors(shape, 3)
-    method = OptMerge(**OptMerge.presets[preset].knobs | {"steps": 60})
+    method = build(OptMerge, {"steps": 60}, preset)
     lr = 1e-5 if preset == "full" else 1e-4
     close(run_matrix(method, taus), reference.optmerge(taus, preset, lr, 60), 1e-8)
 
@@ -164,7 +164,7 @@ def test_wudi_depends_on_the_size_of_task_vectors_unless_its_unit_is_theirs() ->
     taus = task_vectors((9, 14), 3)
     small = run_matrix(Wudi(), 2.0**-10 * taus) * 2.0**10
     assert np.linalg.norm(small - run_matrix(Wudi(), taus)) > 0.1 * np.linalg.norm(small)
-    free = Wudi(**Wudi.presets["scale-free"].knobs)
+    free = build(Wudi, {}, "scale-free")
     close(run_matrix(free, 2.0**-10 * taus) * 2.0**10, run_matrix(free, taus), 1e-9)
 
 
@@ -192,7 +192,7 @@ def test_doge_keeps_exactly_the_share_it_names() -> None:
 
 @pytest.mark.parametrize(
     ("method", "factor"),
-    [(Wudi(), 1 / 3), (Wudi(**Wudi.presets["paper"].knobs), 0.0), (Swudi(), 1 / 3), (Doge(), 0.0)],
+    [(Wudi(), 1 / 3), (build(Wudi, {}, "paper"), 0.0), (Swudi(), 1 / 3), (Doge(), 0.0)],
 )
 def test_what_is_no_matrix_goes_by_the_policy(method: MergeMethod, factor: float) -> None:
     bias, matrix = task_vectors((9,), 3), task_vectors((4, 5), 3)

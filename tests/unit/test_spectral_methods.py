@@ -58,7 +58,8 @@ def test_triplets_do_not_depend_on_the_unit(power: int) -> None:
     matrix = torch.from_numpy(np.random.default_rng(1).standard_normal((6, 9)))
     one, other = singular_triplets(matrix), singular_triplets(matrix * 2.0**power)
     assert torch.equal(other.s, one.s * 2.0**power)
-    assert torch.equal(one.u, other.u) and torch.equal(one.v, other.v)
+    assert torch.equal(one.u, other.u)
+    assert torch.equal(one.v, other.v)
 
 
 def test_triplets_leave_out_what_rounding_has_made() -> None:
@@ -88,7 +89,8 @@ def test_threads_never_change_a_bit_of_an_eigendecomposition() -> None:
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 # Formulas
