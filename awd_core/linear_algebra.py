@@ -36,6 +36,19 @@ class Triplets:
         return (self.u * self.s) @ self.v.mT
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix of low rank as the product that it is, such as the task vector of a LoRA expert.
+
+    Attributes:
+        left: (rows, r).
+        right: (r, columns).
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """LAPACK in one thread: its sums then have one order.
@@ -86,6 +99,22 @@ def _decomposed(scaled: torch.Tensor, rank: int, unit: float) -> Triplets:
     with one_thread():
         u, s, vh = torch.linalg.svd(scaled, full_matrices=False)
     return Triplets(u[:, :rank], s[:rank] * unit, vh[:rank].mT)
+
+
+def product_triplets(product: LowRank, rank: int | None = None, of: float = 0.0) -> Triplets:
+    """The singular triplets of `left right`, without the product; see `singular_triplets`.
+
+    Cost: two QR decompositions, (rows, r) and (columns, r), and a decomposition of size r. Dearer
+    than that of the product where r is above min(rows, columns).
+    """
+    left, right = product.left, product.right
+    if min(*left.shape, right.shape[1]) < left.shape[1]:
+        return singular_triplets(left @ right, rank, of)
+    with one_thread():
+        own_left, core_left = torch.linalg.qr(left)
+        own_right, core_right = torch.linalg.qr(right.mT)
+    found = singular_triplets(core_left @ core_right.mT, rank, of)
+    return Triplets(own_left @ found.u, found.s, own_right @ found.v)
 
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:

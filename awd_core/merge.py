@@ -24,6 +24,7 @@ from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.dropping import row_sums, total
 from awd_core.errors import OutputError
 from awd_core.final_type import in_final_type
+from awd_core.linear_algebra import LowRank
 from awd_core.lines import block_scales
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
@@ -402,27 +403,62 @@ def _tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
             yield Piece(tensor.name, chunk.start, chunk.base, vectors, seed)
 
     def bases() -> Iterator[Piece]:
-        for start, stop in row_blocks(tensor):
-            base = read_base(tensor, start, stop, plan.device)
-            nothing = base.new_empty((len(plan.experts), 0, 0))
-            yield Piece(tensor.name, start, base, nothing, seed)
+        # As chunks of no expert: what is not finite is refused.
+        for chunk in chunks(tensor, [], plan.device):
+            nothing = chunk.base.new_empty((len(plan.experts), 0, 0))
+            yield Piece(tensor.name, chunk.start, chunk.base, nothing, seed)
 
     redundant = cache(lambda: _tensor_redundant(plan, tensor))
 
     def matrix(index: int) -> torch.Tensor:
-        vector = torch.cat(list(_whole(plan, tensor, index)))
+        vector = _whole(plan, tensor, index)
         if plan.scales is not None:
             vector *= float(plan.scales[index])
         delta = redundant()
-        return vector if delta is None else vector - delta
+        return vector if delta is None else vector.sub_(delta)
+
+    def low_rank(index: int) -> LowRank | None:
+        return _low_rank(plan, tensor, index)
 
     n_experts = len(plan.experts)
-    return TensorVectors(tensor.name, tensor.shape, n_experts, sweep, matrix, bases, seed)
+    return TensorVectors(tensor.name, tensor.shape, n_experts, sweep, matrix, bases, seed, low_rank)
 
 
-def _whole(plan: Plan, tensor: StoredTensor, index: int) -> Iterator[torch.Tensor]:
+def _whole(plan: Plan, tensor: StoredTensor, index: int) -> torch.Tensor:
+    whole = torch.empty(tensor.matrix_shape, dtype=torch.float64, device=plan.device)
     for chunk in chunks(tensor, [plan.experts[index]], plan.device):
-        yield chunk.task_vectors[0]
+        whole[chunk.start : chunk.stop] = chunk.task_vectors[0]
+    return whole
+
+
+def _low_rank(plan: Plan, tensor: StoredTensor, index: int) -> LowRank | None:
+    """v_k of a whole matrix as a product; None where it is not one of low rank.
+
+    With AWD it is `[((j = k) - c_j) L_j ...] [R_j ...]` over all experts, row by row.
+    """
+    awd = plan.recipe.disentangle
+    if awd is not None and (plan.redundant is None or awd.granularity == "spectral"):
+        return None
+    c = None if plan.redundant is None else plan.redundant[tensor.name]
+    parts = []
+    for position, expert in enumerate(plan.experts):
+        if c is None and position != index:
+            continue
+        if not expert.touches(tensor.name):
+            continue
+        own = expert.tensor(tensor).low_rank()
+        # What is not finite is refused where the whole matrix is read instead.
+        if own is None or not torch.isfinite(own.left.sum() + own.right.sum()):
+            return None
+        share = 1.0 if plan.scales is None else float(plan.scales[position])
+        rows = torch.full((1, 1), share, dtype=torch.float64)
+        if c is not None:
+            rows = share * (float(position == index) - torch.from_numpy(c[:, position, None]))
+        parts.append((own.left.to(plan.device) * rows.to(plan.device), own.right.to(plan.device)))
+    rows, columns = tensor.matrix_shape
+    nothing = torch.zeros((rows, 0), dtype=torch.float64, device=plan.device)
+    left = torch.cat([nothing, *(one for one, _ in parts)], dim=1)
+    return LowRank(left, torch.cat([nothing.new_zeros(0, columns), *(one for _, one in parts)]))
 
 
 def _tensor_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:

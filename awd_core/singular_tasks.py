@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
-from awd_core.linear_algebra import Triplets, polar, singular_triplets
+from awd_core.linear_algebra import (
+    LowRank,
+    Triplets,
+    polar,
+    product_triplets,
+    singular_triplets,
+)
+from awd_core.method import sum_over_experts
 from awd_core.vectors import TensorVectors
 
 
@@ -50,4 +58,22 @@ def orthogonalised(tasks: SingularTasks) -> SingularTasks:
 
 def task_triplets(tensor: TensorVectors, index: int, rank: int | None = None) -> Triplets:
     """The first `rank` singular triplets of the task vector of one expert."""
-    return singular_triplets(tensor.matrix(index), rank)
+    product = tensor.low_rank(index)
+    if product is None:
+        return singular_triplets(tensor.matrix(index), rank)
+    return product_triplets(product, rank)
+
+
+def all_low_rank(tensor: TensorVectors) -> tuple[LowRank, ...] | None:
+    """The task vectors of all experts as products; None unless all of them are."""
+    found = tuple(map(tensor.low_rank, range(tensor.n_experts)))
+    return None if None in found else cast("tuple[LowRank, ...]", found)
+
+
+def sum_triplets(tensor: TensorVectors, rank: int | None = None) -> Triplets:
+    """The first `rank` singular triplets of sum_k tau_k."""
+    products = all_low_rank(tensor)
+    if products is None:
+        return singular_triplets(sum_over_experts(tensor.matrices()), rank)
+    left = torch.cat([task.left for task in products], dim=1)
+    return product_triplets(LowRank(left, torch.cat([task.right for task in products])), rank)

@@ -13,6 +13,7 @@ import torch
 
 from awd_core import layout
 from awd_core.gram import with_base
+from awd_core.linear_algebra import LowRank
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TensorVectors:
         bases: Starts a stream of pieces without task vectors, (K, 0, 0), for a method that has its
             result already.
         seed: The recipe's.
+        low_rank: The same as a product of low rank, where the experts are LoRA adapters; else None.
     """
 
     name: str
@@ -67,6 +69,7 @@ class TensorVectors:
     matrix: Callable[[int], torch.Tensor]
     bases: Callable[[], Iterator[Piece]]
     seed: int = 0
+    low_rank: Callable[[int], LowRank | None] = lambda index: None
 
     @property
     def kind(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from awd_core.checkpoints.header import StoredTensor, sample_bytes
+from awd_core.linear_algebra import LowRank
 
 
 class ExpertTensor(abc.ABC):
@@ -26,6 +27,10 @@ class ExpertTensor(abc.ABC):
     @abc.abstractmethod
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows `start:stop` of theta itself, given those rows of theta_0 in float64."""
+
+    def low_rank(self) -> LowRank | None:
+        """tau of the whole tensor as a product in float64; None where it is no stored product."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from awd_core.checkpoints.lora_config import refuse_variants, scaling
 from awd_core.checkpoints.pickled import read_pickled
 from awd_core.checkpoints.weights import WeightTensor
 from awd_core.errors import CheckpointError, MismatchError
+from awd_core.linear_algebra import LowRank
 
 CONFIG = "adapter_config.json"
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
@@ -102,6 +103,10 @@ class LoraTensor(ExpertTensor):
         """Rows of theta_0 + s B A in the base's type, bit for bit as PEFT's own merge gives it."""
         merged = base + self._product_of_peft[start:stop].to(base.device)
         return merged.to(self.base.dtype).to(torch.float64)
+
+    def low_rank(self) -> LowRank:
+        """s B and A."""
+        return LowRank(self.left, self.right)
 
     @cached_property
     def _product_of_peft(self) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.linear_algebra import isotropic, singular_triplets
-from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
+from awd_core.linear_algebra import isotropic
+from awd_core.method import MatrixMethod, Memory, matrixwise
+from awd_core.singular_tasks import sum_triplets
 from awd_core.vectors import TensorVectors
 
 
@@ -37,7 +38,7 @@ class IsoC(MatrixMethod):
 
     def solve(self, survey: Any, matrix: TensorVectors) -> torch.Tensor:
         """The merged task vector at lambda = 1."""
-        found = singular_triplets(sum_over_experts(matrix.matrices()))
+        found = sum_triplets(matrix)
         return isotropic(found.u, found.s, found.v)
 
     def rows(

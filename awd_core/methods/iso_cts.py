@@ -8,8 +8,16 @@ import numpy as np
 import torch
 
 from awd_core.knobs import Preset, knob
-from awd_core.linear_algebra import isotropic, polar, singular_triplets
-from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
+from awd_core.linear_algebra import (
+    LowRank,
+    Triplets,
+    isotropic,
+    polar,
+    product_triplets,
+    singular_triplets,
+)
+from awd_core.method import MatrixMethod, Memory, matrixwise
+from awd_core.singular_tasks import sum_triplets
 from awd_core.vectors import TensorVectors
 
 
@@ -54,12 +62,9 @@ class IsoCts(MatrixMethod):
     def solve(self, survey: Any, matrix: TensorVectors) -> torch.Tensor:
         """The merged task vector at lambda = 1."""
         n_common, n_own = self.split(min(matrix.shape), matrix.n_experts)
-        shared = singular_triplets(sum_over_experts(matrix.matrices()), n_common)
-        blocks = []
-        for tau in matrix.matrices() if n_own else ():
-            beside = tau - shared.u @ (shared.u.mT @ tau)
-            blocks.append(singular_triplets(beside, n_own, of=float(tau.square().sum().sqrt())))
-        blocks.append(shared)
+        shared = sum_triplets(matrix, n_common)
+        own = [beside(matrix, index, shared.u, n_own) for index in range(matrix.n_experts)]
+        blocks = [*own, shared]
         return isotropic(
             polar(torch.cat([block.u for block in blocks], dim=1)),
             torch.cat([block.s for block in blocks]),
@@ -76,3 +81,15 @@ class IsoCts(MatrixMethod):
     ) -> torch.Tensor:
         """`lambda` times the solution."""
         return solved[start:stop] * coefficients.mean()
+
+
+def beside(matrix: TensorVectors, index: int, taken: torch.Tensor, rank: int) -> Triplets:
+    """The first singular triplets of tau_k without its part in the directions that are taken."""
+    product = matrix.low_rank(index)
+    if product is None:
+        tau = matrix.matrix(index)
+        length = float(tau.square().sum().sqrt())
+        return singular_triplets(tau - taken @ (taken.mT @ tau), rank, length)
+    left, right = product.left, product.right
+    length = float(left.square().sum().sqrt() * right.square().sum().sqrt())
+    return product_triplets(LowRank(left - taken @ (taken.mT @ left), right), rank, length)

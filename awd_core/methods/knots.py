@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from awd_core.knobs import Preset, knob
-from awd_core.linear_algebra import singular_triplets
+from awd_core.linear_algebra import LowRank, product_triplets, singular_triplets
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
 from awd_core.remembered import Remembered
+from awd_core.singular_tasks import all_low_rank
 from awd_core.vectors import TensorVectors, Vectors
 
 
@@ -81,7 +82,12 @@ class Knots(MatrixMethod):
 
 def rotate(tensor: TensorVectors) -> tuple[torch.Tensor, torch.Tensor]:
     """U of `[tau_1 ... tau_K] = U S [V_1 ... V_K]^T`, (rows, r), and U^T tau_k, (K, r, columns)."""
-    found = singular_triplets(torch.cat(list(tensor.matrices()), dim=1))
+    products = all_low_rank(tensor)
+    if products is None:
+        found = singular_triplets(torch.cat(list(tensor.matrices()), dim=1))
+    else:
+        right = torch.block_diag(*(task.right for task in products))
+        found = product_triplets(LowRank(torch.cat([task.left for task in products], dim=1), right))
     rotated = (found.v * found.s).mT
     return found.u, torch.stack(rotated.split(tensor.shape[1], dim=1))
 
