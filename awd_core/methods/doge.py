@@ -107,19 +107,16 @@ class Doge(MatrixMethod):
 
     def _delta(self, taus: torch.Tensor, scales: list[float]) -> torch.Tensor:
         shared = self._shared(taus)
+        total = sum(sorted(scales))
         weighted = sum_over_experts(scale * tau for scale, tau in zip(scales, taus, strict=True))
         # Per row: <tau_j, tau_j> - <tau_j, sum_i l_i tau_i>; delta enters with the sum of the l_i.
-        gaps = [(tau * tau - tau * weighted).sum(1) for tau in taus]
-        total = sum(sorted(scales))
+        by_row = taus.transpose(0, 1).contiguous()
+        gaps = (by_row * (by_row - weighted[:, None])).sum(2)
         delta = torch.nn.Parameter(torch.zeros_like(weighted))
         optimiser = torch.optim.Adam([delta], lr=self.lr)
         for _ in range(self.steps):
-            now = delta.detach()
-            pulls = (
-                (gap - total * (tau * now).sum(1))[:, None] * tau
-                for gap, tau in zip(gaps, taus, strict=True)
-            )
-            gradient = sum_over_experts(pulls).mul_(-2 * total)
+            now = gaps - total * (by_row @ delta.detach()[:, :, None])[:, :, 0]
+            gradient = (now[:, None] @ by_row)[:, 0].mul_(-2 * total)
             delta.grad = gradient - shared @ (shared.mT @ gradient)
             optimiser.step()
         return delta.detach()

@@ -8,7 +8,8 @@ import torch
 
 from awd_core.knobs import knob
 from awd_core.linear_algebra import one_thread
-from awd_core.method import Executor, MergeMethod
+from awd_core.method import Executor, MergeMethod, sum_over_experts
+from awd_core.sums import row_sums
 from awd_core.vectors import Piece
 
 
@@ -58,10 +59,22 @@ def rebuilt(points: torch.Tensor, task: int, components: int) -> torch.Tensor:
     Returns:
         (rows, n).
     """
-    mean = points.mean(0)
-    apart = (points - mean).transpose(0, 1)
+    mean = sum_over_experts(points) / len(points)
+    apart = points - mean
     with one_thread():
-        _, vectors = torch.linalg.eigh(apart @ apart.mT)
+        _, vectors = torch.linalg.eigh(_row_grams(apart))
     first = vectors[:, :, max(0, len(points) - components) :]
-    shares = first @ first[:, task, :, None]
-    return mean + (shares * apart).sum(1)
+    shares = (first @ first[:, task, :, None])[:, :, 0].T
+    inside = (share[:, None] * part for share, part in zip(shares, apart, strict=True))
+    return mean + sum_over_experts(inside)
+
+
+def _row_grams(points: torch.Tensor) -> torch.Tensor:
+    """Inner products of the K points of every row, (rows, K, K), the same for any rows."""
+    n_points, rows, _ = points.shape
+    grams = torch.empty((rows, n_points, n_points), dtype=points.dtype, device=points.device)
+    for i in range(n_points):
+        for j in range(i + 1):
+            products = torch.from_numpy(row_sums(points[i] * points[j])).to(points.device)
+            grams[:, i, j] = grams[:, j, i] = products
+    return grams
