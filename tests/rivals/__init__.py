@@ -1,0 +1,58 @@
+"""Other people's implementations, in virtual environments of their own, as second opinions.
+
+Set AWD_RIVALS to a folder outside the repository: they are installed there once and then kept.
+Without it the tests that need them are skipped, since a test run should not download anything
+that was not asked for.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+# FusionBench imports all of its methods at once, and with them these. It needs versions that are
+# older than the project's own; torch and NumPy are the project's, so that both compute alike.
+FUSIONBENCH = (
+    "fusion-bench==0.2.33",
+    "antlr4-python3-runtime==4.9.3",
+    "bidict==0.24.1",
+    "datasets==3.6.0",
+    "dill==0.4.1",
+    "h5py==3.16.0",
+    "huggingface_hub==0.36.0",
+    "hydra-core==1.3.8",
+    "lightning==2.6.6",
+    "lightning-utilities==0.15.3",
+    "multiprocess==0.70.19",
+    "omegaconf==2.4.0",
+    "pytorch-lightning==2.6.6",
+    "tokenizers==0.22.1",
+    "torchmetrics==1.9.0",
+    "transformers==4.57.1",
+    "xxhash==4.1.0",
+)
+
+
+def fusionbench() -> Path:
+    """The interpreter of FusionBench's environment, installed if need be."""
+    return _installed("fusionbench-0.2.33", FUSIONBENCH)
+
+
+def _installed(name: str, packages: tuple[str, ...]) -> Path:
+    folder = os.environ.get("AWD_RIVALS")
+    if not folder:
+        pytest.skip("set AWD_RIVALS to a folder in which other implementations may be installed")
+    environment = Path(folder).expanduser() / name
+    ready = environment / "ready"
+    if not ready.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+        own = sysconfig.get_path("purelib", vars={"base": str(environment)})
+        # After its own packages it sees those of the project.
+        (Path(own) / "project.pth").write_text(sysconfig.get_path("purelib"))
+        pip = [environment / "bin" / "pip", "install", "--quiet", "--no-deps", *packages]
+        subprocess.run(pip, check=True)
+        ready.touch()
+    return environment / "bin" / "python"
