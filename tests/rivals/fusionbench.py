@@ -6,7 +6,10 @@ Arrays come as `NUMBER:NAME` (task vector of one expert); results go as `METHOD:
 float32, as FusionBench computes. Nothing of AWD Studio is imported here.
 """
 
+# pyright: reportMissingImports=false
+
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +43,7 @@ def opcm(taus: list[State], alpha: float) -> State:
                 merged[name] = algorithm.merge_linear_weights(*given, name, alpha)
             else:
                 merged[name] = algorithm.merge_other_parameters(*given, name)
-        scale = np.mean(norms) / norm(merged)
+        scale = float(np.mean(norms)) / norm(merged)
         algorithm.previous_lambda_t = 1 / scale
         merged = {name: scale * value for name, value in merged.items()}
     return merged
@@ -100,14 +103,12 @@ def main() -> None:
     u, s, parts = subspace_alignment([tau[name] for tau in taus], eps=0.0)
     results["knots_sum"] = {name: u @ torch.diag(s) @ sum(parts)}
     results["knots_spectrum"] = {name: s}
-    np.savez(
-        sys.argv[2],
-        **{
-            f"{method}:{name}": value.detach().numpy()
-            for method, state in results.items()
-            for name, value in state.items()
-        },
-    )
+    arrays: dict[str, Any] = {
+        f"{method}:{name}": value.detach().numpy()
+        for method, state in results.items()
+        for name, value in state.items()
+    }
+    np.savez(sys.argv[2], **arrays)
 
 
 if __name__ == "__main__":
