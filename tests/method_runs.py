@@ -28,7 +28,7 @@ def _tensor(name: str, values: np.ndarray, rows: int | None) -> TensorVectors:
             piece = whole[:, start : start + step].clone()
             yield Piece(name, start, torch.zeros_like(piece[0]), piece)
 
-    return TensorVectors(name, shape, len(values), sweep, lambda index: whole[index].clone())
+    return TensorVectors(name, shape, len(values), sweep, lambda index: whole[index].clone(), sweep)
 
 
 def run(

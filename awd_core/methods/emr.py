@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from awd_core.dropping import row_sums
 from awd_core.knobs import Preset, knob
 from awd_core.method import MergeMethod, sum_over_experts
-from awd_core.sums import row_sums
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
 
@@ -69,8 +69,8 @@ class Emr(MergeMethod):
         """sum |tau_k| and sum |M_k tau_uni| of one tensor, the same for any pieces."""
         own, shared = [], []
         for piece in tensor.task_vectors():
-            own.extend(row_sums(piece[self.task].abs()))
-            shared.extend(row_sums(self._masked(piece).abs()))
+            own.extend(row_sums(piece[self.task].abs()).tolist())
+            shared.extend(row_sums(self._masked(piece).abs()).tolist())
         return math.fsum(own), math.fsum(shared)
 
     def _masked(self, task_vectors: torch.Tensor) -> torch.Tensor:

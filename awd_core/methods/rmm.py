@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from awd_core.dropping import row_sums
 from awd_core.knobs import knob
 from awd_core.linear_algebra import one_thread
 from awd_core.method import Executor, MergeMethod, sum_over_experts
-from awd_core.sums import row_sums
 from awd_core.vectors import Piece
 
 
