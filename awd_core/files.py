@@ -85,8 +85,9 @@ def whole_folder(out: Path, digest: str = "") -> Iterator[Path]:
                 )  # a first writer may have finished while this one opened the folder
                 _begin(partial, digest)
                 yield partial
-                for name in (_WHAT, _JOURNAL):
-                    (partial / name).unlink(missing_ok=True)
+                (partial / _WHAT).unlink(missing_ok=True)
+                for journal in (partial / _JOURNAL, *partial.glob(f"*/{_JOURNAL}")):
+                    journal.unlink(missing_ok=True)
                 _flush(partial)
                 _rename_new(partial, out)
             except BaseException as error:

@@ -136,6 +136,9 @@ def merge(
     Killed, or stopped by a disk that is full or cannot be read, it goes on from the last finished
     tensor when it is run again; the bytes are those of a run that was never stopped.
 
+    A method that makes a model for each task writes the one that the recipe's knob `task` names;
+    without it, all of them, each as a whole model in a folder that has its expert's name.
+
     Args:
         recipe: What to merge.
         out: Folder that does not exist yet.
@@ -158,13 +161,17 @@ def merge(
     options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
     plan = plan_merge(recipe, study=study, checkpoints=checkpoints, **options)
     _refuse_own_inputs(plan, out)
+    models = _models(plan)
     n_bytes = sum(tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in plan.tensors)
-    files.require_space(out, n_bytes)
-    report = Reporter("Merging", n_bytes, progress, cancel)
+    files.require_space(out, len(models) * n_bytes)
+    report = Reporter("Merging", len(models) * n_bytes, progress, cancel)
     layout = shards(plan, shard_bytes)
     with files.whole_folder(out, _digest(plan, layout)) as folder:
-        journal = files.Journal(folder)
-        write_model(folder, plan, layout, partial(merged_tensors, plan), journal, report)
+        for name, model in models.items():
+            (folder / name).mkdir(exist_ok=True)
+            journal = files.Journal(folder / name)
+            tensors = partial(merged_tensors, model)
+            write_model(folder / name, model, layout, tensors, journal, report)
     return out
 
 
@@ -179,6 +186,19 @@ def _digest(plan: Plan, layout: Sequence[Shard]) -> str:
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _models(plan: Plan) -> dict[str, Plan]:
+    """The plan of every model that is written, by its folder inside the output."""
+    recipe, method = plan.recipe, plan.method
+    if not method.needs_task or "task" in recipe.knobs:
+        return {".": plan}
+    models = {}
+    for task, expert in enumerate(plan.experts):
+        own = recipe.model_copy(update={"knobs": {**recipe.knobs, "task": task}})
+        chosen = replace(plan, recipe=own, method=own.build_method())
+        models[expert.label.replace("/", "--")] = chosen
+    return models
 
 
 def plan_merge(

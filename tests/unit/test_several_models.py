@@ -1,12 +1,17 @@
 """Methods that make one model a task."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
+import awd_core as awd
 from awd_core.methods.emr import Emr
 from awd_core.methods.rmm import Rmm
 from awd_core.methods.tall_masks import TallMasks
 from awd_core.methods.tsv_c import TsvC
+from tests.helpers import family, load
 from tests.method_runs import run
 from tests.reference import several_models as reference
 from tests.reference.spectral_methods import truncated
@@ -84,6 +89,22 @@ def test_pieces_never_change_a_bit(kind) -> None:
     whole, cut = (run(kind(task=2), vectors, rows=rows) for rows in (None, 3))
     for name in vectors:
         assert np.array_equal(whole[name], cut[name])
+
+
+@BY_KEY
+def test_a_merge_writes_a_whole_model_for_each_task_or_the_one_that_is_named(
+    kind, tmp_path: Path
+) -> None:
+    one = family(tmp_path, 3)
+    out = awd.merge(one.recipe(method=kind.key), tmp_path / "all", device="cpu")
+    labels = [expert.label for expert in one.experts]
+    assert sorted(path.name for path in out.iterdir()) == sorted(labels)
+    for task, label in enumerate(labels):
+        alone = one.recipe(method=kind.key, knobs={"task": task})
+        folder = awd.merge(alone, tmp_path / f"task-{task}", device="cpu")
+        found, expected = load(out / label), load(folder)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert awd.verify(out / label, load=False).ok
 
 
 # Traps of published code
