@@ -24,7 +24,11 @@ from awd_core.disentangle.gram_solver import Descent, run
 from awd_core.disentangle.objective import critical_alphas, mean_norms
 from awd_core.disentangle.settings import PAPER_STEPS, RELATIVE_ALPHA, RELATIVE_LR
 from awd_core.evaluation import Encoder, evaluate, mean_accuracy
+from awd_core.method import MergeMethod
+from awd_core.methods.iso_c import IsoC
+from awd_core.methods.tsv_m import TsvM
 from awd_core.stream import chunks
+from awd_core.vectors import Piece, TensorVectors
 from benchmarks.awd_on_zoo import Bench
 from benchmarks.awd_on_zoos import LAMBDAS, VALIDATION_TEXTS, open_zoo
 
@@ -87,29 +91,34 @@ def isotropic(vectors: torch.Tensor, power: float = 0.0) -> torch.Tensor:
     return u * (shaped * s.mean() / shaped.mean()) @ vh
 
 
-def tsv_m(taus: torch.Tensor) -> torch.Tensor:
-    """TSV-M: the first rank / K triplets of every task, both bases made orthogonal, then summed."""
-    u, s, vh = torch.linalg.svd(taus, full_matrices=False)
-    r = max(1, s.shape[1] // len(taus))
-    left = torch.cat(list(u[:, :, :r]), 1)
-    right = torch.cat(list(vh[:, :r].mT), 1)
-    values = s[:, :r].reshape(-1)
-    return _orthogonal(left) * values @ _orthogonal(right).T
+def merged_by(method: MergeMethod) -> Rule:
+    """A merge method at lambda = 1 on the vectors of one matrix."""
 
+    def rule(vectors: torch.Tensor) -> torch.Tensor:
+        n_experts, *shape = vectors.shape
+        piece = Piece("matrix", 0, torch.zeros(*shape).double(), vectors)
+        tensor = TensorVectors(
+            "matrix",
+            tuple(shape),
+            n_experts,
+            sweep=lambda: iter([piece]),
+            matrix=lambda index: vectors[index],
+            bases=lambda: iter([piece]),
+        )
+        return method.combine(method.prepare(None, tensor), piece, np.ones(n_experts))
 
-def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    p, _, qh = torch.linalg.svd(matrix, full_matrices=False)
-    return p @ qh
+    return rule
 
 
 def tries() -> dict[str, Rule]:
     """Every try by its name."""
+    tsv_m, iso_c = merged_by(TsvM()), merged_by(IsoC())
     spectral = partial(awd_in_basis, side="left")
     right = partial(awd_in_basis, side="right")
     return {
         "task arithmetic": total,
         "TSV-M": tsv_m,
-        "Iso-C": isotropic,
+        "Iso-C": iso_c,
         "isotropic, s^0.5": partial(isotropic, power=0.5),
         "AWD row": lambda taus: total(awd_rows(taus)),
         "AWD column": lambda taus: total(awd_columns(taus)),
