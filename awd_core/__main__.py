@@ -312,12 +312,14 @@ def merge(
         typer.Option(help="Largest weight file, as 5GB or 500MB; the base's files if left out."),
     ] = None,
     device: Device = "auto",
+    engine: OnEngine = "threads",
+    address: Address = None,
     events: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe and write an ordinary Hugging Face folder."""
     chosen = Recipe.load(recipe)
-    with Watcher(events, quiet=as_json) as watch:
+    with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         folder = awd.merge(
             chosen,
             output,
@@ -326,6 +328,7 @@ def merge(
             shard_bytes=None if shard_size is None else _bytes(shard_size),
             progress=watch.progress,
             cancel=watch.cancelled,
+            engine=spread,
         )
     _print_result({"merged": str(folder)}, as_json)
 

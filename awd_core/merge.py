@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from awd_core.linear_algebra import LowRank
 from awd_core.lines import block_scales
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
+from awd_core.parallel import Engine
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.spectral import spectral_redundant
@@ -89,6 +90,11 @@ class Plan:
             and any(expert.touches(tensor.name) for expert in self.experts)
         )
 
+    @cached_property
+    def merged_names(self) -> frozenset[str]:
+        """Their names."""
+        return frozenset(tensor.name for tensor in self.merged)
+
     @property
     def n_elements(self) -> int:
         """Elements of one task vector, zeros included, as methods that rank them count them."""
@@ -130,6 +136,7 @@ def merge(
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
     checkpoints: tuple[Checkpoint, Sequence[Checkpoint]] | None = None,
+    engine: Engine | None = None,
 ) -> Path:
     """Merge and write an ordinary Hugging Face folder, whole or not at all.
 
@@ -149,6 +156,8 @@ def merge(
         progress: Called after each block.
         cancel: Polled after each block.
         checkpoints: Base and experts, when the caller has opened them already.
+        engine: Where tensors are made, such as `awd_core.cluster.ray_cluster`; the threads of this
+            process when left out. Changes time, never a result.
 
     Returns:
         `out`.
@@ -159,7 +168,7 @@ def merge(
     out = Path(out).expanduser().absolute()
     files.require_new(out)
     options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
-    plan = plan_merge(recipe, study=study, checkpoints=checkpoints, **options)
+    plan = plan_merge(recipe, study=study, checkpoints=checkpoints, engine=engine, **options)
     _refuse_own_inputs(plan, out)
     models = _models(plan)
     n_bytes = sum(tensor.n_elements * plan.out_dtype(tensor).itemsize for tensor in plan.tensors)
@@ -171,6 +180,8 @@ def merge(
             (folder / name).mkdir(exist_ok=True)
             journal = files.Journal(folder / name)
             tensors = partial(merged_tensors, model)
+            if engine is not None:
+                tensors = partial(spread_tensors, model, engine)
             write_model(folder / name, model, layout, tensors, journal, report)
     return out
 
@@ -209,6 +220,7 @@ def plan_merge(
     progress: ProgressFn | None = None,
     cancel: CancelFn | None = None,
     checkpoints: tuple[Checkpoint, Sequence[Checkpoint]] | None = None,
+    engine: Engine | None = None,
 ) -> Plan:
     """Open everything, check it, and solve AWD where the recipe asks for it.
 
@@ -219,6 +231,7 @@ def plan_merge(
         progress: For the pass, where AWD needs one that was never made.
         cancel: For the same.
         checkpoints: Base and experts, when the caller has opened them already.
+        engine: For the pass.
 
     Raises:
         AwdError: The recipe cannot be merged.
@@ -248,7 +261,7 @@ def plan_merge(
         return replace(plan, dense=found.redundant)
     if recipe.disentangle is None and not recipe.equalise_norms:
         return plan
-    study = _study_of(plan, study, options)
+    study = _study_of(plan, study, {**options, "engine": engine})
     if recipe.equalise_norms:
         study = equalise_norms(study)
         plan = replace(plan, scales=study.scales)
@@ -290,17 +303,54 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
     if is_weighted_sum(plan):
         yield from weighted_tensors(plan, tensors)
         return
-    merged = {tensor.name for tensor in plan.merged}
-    survey, scales = None, {}
-    if plan.sole_expert is None and any(tensor.name in merged for tensor in tensors):
-        survey = plan.method.survey(_vectors(plan))
-        scales = layer_scales(plan, survey)
+    survey = _survey(plan, tensors)
     for tensor in tensors:
-        if tensor.name in merged:
-            blocks = _merged_blocks(plan, tensor, survey, scales.get(tensor.name, 1.0))
-        else:
-            blocks = (read_as_stored(tensor, span) for span in spans(tensor))
-        yield tensor, (in_final_type(plan, tensor, block).cpu().flatten() for block in blocks)
+        yield tensor, _final_blocks(plan, survey, tensor)
+
+
+def spread_tensors(plan: Plan, engine: Engine, tensors: Sequence[StoredTensor]) -> Tensors:
+    """The same with every tensor a task of an engine, such as a cluster."""
+    survey = _survey(plan, tensors)
+    # What only the card tells need not travel.
+    task = partial(_whole_tensor, replace(plan, disentangled=None), survey)
+    for tensor, blocks in zip(tensors, engine(task, tensors), strict=True):
+        yield tensor, iter(blocks)
+
+
+def _whole_tensor(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> list[torch.Tensor]:
+    if is_weighted_sum(plan):
+        return [block for _, blocks in weighted_tensors(plan, [tensor]) for block in blocks]
+    return list(_final_blocks(plan, survey, tensor))
+
+
+@dataclass(frozen=True)
+class _Surveyed:
+    """What must be known of the whole model before any tensor is made.
+
+    Attributes:
+        found: What the method wanted to know.
+        scales: What a tensor's update is multiplied with, where that is not 1.
+    """
+
+    found: Any = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
+    merges = any(tensor.name in plan.merged_names for tensor in tensors)
+    if plan.sole_expert is not None or is_weighted_sum(plan) or not merges:
+        return _Surveyed()
+    found = plan.method.survey(_vectors(plan))
+    return _Surveyed(found, layer_scales(plan, found))
+
+
+def _final_blocks(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> Iterator[torch.Tensor]:
+    if tensor.name in plan.merged_names:
+        scale = survey.scales.get(tensor.name, 1.0)
+        blocks = _merged_blocks(plan, tensor, survey.found, scale)
+    else:
+        blocks = (read_as_stored(tensor, span) for span in spans(tensor))
+    return (in_final_type(plan, tensor, block).cpu().flatten() for block in blocks)
 
 
 def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:

@@ -48,22 +48,32 @@ def test_study_has_the_same_bytes(tmp_path: Path, engine: Engine) -> None:
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
 
+class Killer:
+    """Kills one of the two workers in the middle, and puts another in its place."""
+
+    AFTER = 2
+
+    def __init__(self, nodes: Any) -> None:
+        self.nodes, self.steps = nodes, 0
+
+    def __call__(self, step: Progress) -> None:
+        self.steps += 1
+        if self.steps == self.AFTER:
+            # Not the one through which this process, as a head would, talks to the cluster.
+            own = ray.get_runtime_context().get_node_id()
+            victim = next(node for node in self.nodes.worker_nodes if node.node_id != own)
+            self.nodes.remove_node(victim, allow_graceful=False)
+            assert not victim.any_processes_alive()
+            self.nodes.add_node(num_cpus=1)
+
+
 def test_study_has_the_same_bytes_when_a_worker_dies(tmp_path: Path, nodes: Any) -> None:
     one = family(tmp_path, 3)
     one.study(out=tmp_path / "here")
-    victim = next(iter(nodes.worker_nodes))
-    finished: list[str] = []
-
-    def kill_one(step: Progress) -> None:
-        finished.append(step.what)
-        if len(finished) == 2:
-            nodes.remove_node(victim, allow_graceful=False)
-            assert not victim.any_processes_alive()
-
     with ray_cluster(nodes.address) as engine:
-        one.study(out=tmp_path / "there", engine=engine, progress=kill_one)
-    nodes.add_node(num_cpus=1)
-    assert len(finished) > 2, "the worker died before the end"
+        killer = Killer(nodes)
+        one.study(out=tmp_path / "there", engine=engine, progress=killer)
+    assert killer.steps > Killer.AFTER
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
 
@@ -81,3 +91,30 @@ def test_error_of_a_task_is_the_error_it_would_be_here(tmp_path: Path, engine: E
 def test_missing_cluster_is_named() -> None:
     with pytest.raises(awd.AwdError, match=r"127\.0\.0\.1:1"), ray_cluster("127.0.0.1:1"):
         pass
+
+
+MERGES: dict[str, dict[str, Any]] = {
+    "one kernel": {"coefficient": 0.4},
+    "AWD by rows": {"disentangle": {"granularity": "row", "alpha_relative": 0.1}},
+    "a survey of the whole model": {"method": "ties"},
+}
+
+
+@pytest.mark.parametrize("fields", MERGES.values(), ids=MERGES)
+def test_merge_has_the_same_bytes(tmp_path: Path, engine: Engine, fields: dict[str, Any]) -> None:
+    one = family(tmp_path, 3)
+    recipe = one.recipe(**fields)
+    awd.merge(recipe, tmp_path / "here", device="cpu")
+    awd.merge(recipe, tmp_path / "there", device="cpu", engine=engine)
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_merge_has_the_same_bytes_when_a_worker_dies(tmp_path: Path, nodes: Any) -> None:
+    one = family(tmp_path, 3)
+    recipe = one.recipe(method="ties")
+    awd.merge(recipe, tmp_path / "here", device="cpu")
+    with ray_cluster(nodes.address) as engine:
+        killer = Killer(nodes)
+        awd.merge(recipe, tmp_path / "there", device="cpu", engine=engine, progress=killer)
+    assert killer.steps > Killer.AFTER
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
