@@ -308,6 +308,19 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
         yield tensor, _final_blocks(plan, survey, tensor)
 
 
+@dataclass(frozen=True)
+class _Surveyed:
+    """What must be known of the whole model before any tensor is made.
+
+    Attributes:
+        found: What the method wanted to know.
+        scales: What a tensor's update is multiplied with, where that is not 1.
+    """
+
+    found: Any = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
 def spread_tensors(plan: Plan, engine: Engine, tensors: Sequence[StoredTensor]) -> Tensors:
     """The same with every tensor a task of an engine, such as a cluster."""
     survey = _survey(plan, tensors)
@@ -321,19 +334,6 @@ def _whole_tensor(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> list[t
     if is_weighted_sum(plan):
         return [block for _, blocks in weighted_tensors(plan, [tensor]) for block in blocks]
     return list(_final_blocks(plan, survey, tensor))
-
-
-@dataclass(frozen=True)
-class _Surveyed:
-    """What must be known of the whole model before any tensor is made.
-
-    Attributes:
-        found: What the method wanted to know.
-        scales: What a tensor's update is multiplied with, where that is not 1.
-    """
-
-    found: Any = None
-    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
