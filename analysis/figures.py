@@ -18,7 +18,7 @@ from analysis.lines_and_bars import (
     retained_bars,
     share_lines,
 )
-from analysis.matrices import cosine_matrices, pair_matrices
+from analysis.matrices import cosine_matrices, number_tables, pair_matrices
 from analysis.scales import by_size, symmetric_limit, without_diagonal
 from analysis.theme import DARK, LIGHT, Theme
 
@@ -32,6 +32,7 @@ __all__ = [
     "cosine_matrices",
     "loss_trace",
     "norms_heatmap",
+    "number_tables",
     "pair_block_heatmap",
     "pair_matrices",
     "pair_order",

@@ -4,7 +4,7 @@ A browser draws such a table in a few milliseconds, where a Plotly figure takes 
 follows a slider. Colours, scale and colour bar are those of the heatmaps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.drawing import short
 from analysis.heatmaps import Colouring, cosine_colouring
-from analysis.scales import off_diagonal, symmetric_limit
+from analysis.scales import symmetric_limit, without_diagonal
 from analysis.theme import LIGHT, Theme
 
 # Above this many experts a number finds no room in its cell; it stays in the cell's title.
@@ -77,8 +77,32 @@ def pair_matrices(
         title: What is seen; also its name for screen readers.
         theme: Of the page.
     """
-    found = "".join(_table(name, matrix, colouring, theme) for name, matrix in matrices.items())
-    values = np.stack([off_diagonal(matrix) for matrix in matrices.values()])
+    blank = {heading: without_diagonal(matrix) for heading, matrix in matrices.items()}
+    return number_tables(blank, colouring, title, theme)
+
+
+def number_tables(
+    tables: Mapping[str, pd.DataFrame],
+    colouring: Colouring,
+    title: str,
+    theme: Theme = LIGHT,
+    digits: int | None = None,
+) -> str:
+    """Any tables of numbers, rows x columns, coloured on one scale.
+
+    Args:
+        tables: Heading -> frame; NaN is a blank cell.
+        colouring: How numbers become colours.
+        title: What is seen; also its name for screen readers.
+        theme: Of the page.
+        digits: Decimals in the cells; two, or three on a short scale, when None.
+    """
+    if digits is None:
+        narrow = colouring.high - colouring.low < NARROW
+        widest = max(len(table.columns) for table in tables.values())
+        digits = 3 if narrow and widest <= MOST_WITH_THREE else 2
+    found = "".join(_table(name, table, colouring, theme, digits) for name, table in tables.items())
+    values = np.concatenate([table.to_numpy(dtype=np.float64).ravel() for table in tables.values()])
     return (
         f'<style>{STYLE}</style><section aria-label="{escape(title)}" style="color:{theme.text}">'
         f'<p style="font-size:14px">{escape(title)}</p>'
@@ -86,19 +110,21 @@ def pair_matrices(
     )
 
 
-def _table(heading: str, matrix: pd.DataFrame, colouring: Colouring, theme: Theme) -> str:
-    names = [str(name) for name in matrix.columns]
-    values = off_diagonal(matrix)
+def _table(
+    heading: str, table: pd.DataFrame, colouring: Colouring, theme: Theme, digits: int
+) -> str:
+    values = table.to_numpy(dtype=np.float64)
     colours = _colours(values, colouring)
-    head = "".join(_name(name, "col") for name in names)
-    rows = "".join(
-        f"<tr>{_name(name, 'row')}{_cells(values[row], colours[row], row, colouring, theme)}</tr>"
-        for row, name in enumerate(names)
-    )
+    head = "".join(_name(str(name), "col") for name in table.columns)
+    rows = []
+    for name, numbers, shades in zip(table.index, values, colours, strict=True):
+        blank = [str(name) == str(column) for column in table.columns]
+        cells = _cells(numbers, shades, blank, colouring, theme, digits)
+        rows.append(f"<tr>{_name(str(name), 'row')}{cells}</tr>")
     return (
         f'<table aria-label="{escape(heading)}"><colgroup><col class="names"></colgroup>'
         f'<thead><tr><td class="heading">{escape(heading)}</td>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -108,20 +134,23 @@ def _name(name: str, scope: str) -> str:
 
 
 def _cells(
-    values: np.ndarray, colours: np.ndarray, row: int, colouring: Colouring, theme: Theme
+    values: np.ndarray,
+    colours: np.ndarray,
+    blank: Sequence[bool],
+    colouring: Colouring,
+    theme: Theme,
+    digits: int,
 ) -> str:
-    """The cells of one row."""
+    """The cells of one row; `blank` are those that never hold a number."""
     cells = []
-    narrow = colouring.high - colouring.low < NARROW and len(values) <= MOST_WITH_THREE
-    digits = 3 if narrow else 2
-    for column, value in enumerate(values):
+    for value, colour, never in zip(values, colours, blank, strict=True):
         if np.isnan(value):
-            word = "" if row == column else ' title="not moved by both experts"'
+            word = "" if never else ' title="not moved by both experts"'
             cells.append(f'<td{word} style="background:{theme.empty}"></td>')
             continue
-        text = "#FFFFFF" if _luminance(colours[column]) < MIDDLE_LUMINANCE else "#000000"
+        text = "#FFFFFF" if _luminance(colour) < MIDDLE_LUMINANCE else "#000000"
         shown = _written(value, digits) if len(values) <= MOST_NUMBERED else ""
-        background = "#{:02x}{:02x}{:02x}".format(*colours[column])
+        background = "#{:02x}{:02x}{:02x}".format(*colour)
         cells.append(
             f'<td title="{colouring.word} {value:.{colouring.digits}f}"'
             f' style="background:{background};color:{text}">'

@@ -6,7 +6,6 @@ from analysis import figures, tables
 from awd_core import AwdError, Study
 from awd_core.evaluation import LIVE_SAMPLE, TaskAccuracy, mean_accuracy, recovered_gap
 from dashboard import evaluations, state
-from dashboard.awd_controls import constraint_in_words
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
 
@@ -41,13 +40,13 @@ def accuracy_panel(study: Study, setting: Setting) -> None:
         key="sample",
         help=SAMPLES_HELP,
     ) or next(iter(SAMPLES))
-    if _look(study, setting, sample) is None:
+    if look(study, setting, sample) is None:
         _waiting(study, setting, sample)
     else:
         _draw(study, setting, sample)
 
 
-def _look(study: Study, setting: Setting, sample: str) -> evaluations.Result | AwdError | None:
+def look(study: Study, setting: Setting, sample: str) -> evaluations.Result | AwdError | None:
     """The merge's result when everything is known; else None, and it is being worked out."""
     split, limit = SAMPLES[sample]
     recipe = setting.recipe(study)
@@ -60,13 +59,13 @@ def _look(study: Study, setting: Setting, sample: str) -> evaluations.Result | A
             return result
     if any(result is None for result in found.values()):
         return None
-    state.note_evaluated((recipe.digest, sample), found, _in_words(setting))
+    state.note_evaluated((recipe.digest, sample), found, setting.words)
     return found["merge"]
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def _waiting(study: Study, setting: Setting, sample: str) -> None:
-    if _look(study, setting, sample) is not None:
+    if look(study, setting, sample) is not None:
         st.rerun()
     st.caption(
         ":material/hourglass_top: evaluating this setting… The first time it also loads"
@@ -78,7 +77,7 @@ def _waiting(study: Study, setting: Setting, sample: str) -> None:
 
 
 def _draw(study: Study, setting: Setting, sample: str) -> None:
-    result = _look(study, setting, sample)
+    result = look(study, setting, sample)
     if isinstance(result, AwdError):
         state.show_error(result)
         return
@@ -112,11 +111,3 @@ def _bars(settings: dict[str, tuple[TaskAccuracy, ...]]) -> None:
         "accuracy_" + "_".join(settings),
         "Bars of accuracy for each task: base, own expert, last and this setting.",
     )
-
-
-def _in_words(setting: Setting) -> str:
-    awd = "no AWD"
-    if setting.disentangle is not None:
-        chosen = setting.disentangle
-        awd = f"AWD {chosen.granularity}, {constraint_in_words(chosen)}"
-    return f"{setting.method.replace('_', ' ')}, λ {setting.coefficients[0]:g}, {awd}"

@@ -144,18 +144,6 @@ def awd_controls(study: Study) -> Settings | None:
     )
 
 
-def constraint_in_words(settings: Settings) -> str:
-    """What keeps delta short, in a few signs."""
-    if settings.radius is not None:
-        return f"r {settings.radius:g}"
-    if settings.penalty == "none":
-        return "no penalty"
-    square = "²" if settings.penalty == "l2_squared" else ""
-    if settings.alpha_relative is not None:
-        return f"α{square} {settings.alpha_relative:g} α_crit"
-    return f"α{square} {settings.alpha:g}"
-
-
 def _preset(study: Study, *, disabled: bool) -> Preset:
     fitting = [
         key

@@ -56,6 +56,18 @@ def wishes(study: Study, recipe: Recipe, split: str, limit: int | None) -> dict[
     }
 
 
+def transfer_wishes(study: Study, split: str, limit: int | None) -> dict[str, Wish]:
+    """Every expert by itself on every task, by its label."""
+    of = (str(study.path), study.collected_digest, split, limit)
+    experts = [source.source for source in study.sources]
+    found = {}
+    for position, label in enumerate(study.experts):
+        alone = tuple(float(k == position) for k in range(len(experts)))
+        recipe = Recipe(base=study.base.source, experts=experts, coefficients=alone)
+        found[label] = Wish("merge", *of, recipe.model_dump_json())
+    return found
+
+
 class Evaluator:
     """The process and all its answers, for every session of a server."""
 
@@ -156,7 +168,10 @@ def _result(reply: dict[str, Any]) -> Result | AwdError:
     if "error" in reply:
         return AwdError(**reply["error"])
     accuracies: Sequence[dict[str, Any]] = reply["accuracies"]
-    return tuple(TaskAccuracy(**one) for one in accuracies)
+    return tuple(
+        TaskAccuracy(**{**one, "confusion": tuple(map(tuple, one["confusion"]))})
+        for one in accuracies
+    )
 
 
 def _ended(code: int) -> AwdError:

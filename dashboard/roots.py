@@ -20,7 +20,7 @@ def allowed(path: str) -> Path:
         AwdError: It lies outside the allowed roots.
     """
     resolved = Path(path).expanduser().resolve()
-    if not any(resolved == root or root in resolved.parents for root in allowed_roots()):
+    if not is_allowed(resolved):
         raise AwdError(
             "This folder is outside of what the app may open",
             where=path,
@@ -28,6 +28,12 @@ def allowed(path: str) -> Path:
             remedy="Start the app with AWD_ROOTS set to the folders that it may open.",
         )
     return resolved
+
+
+def is_allowed(path: Path) -> bool:
+    """Whether it lies under an allowed root, links resolved."""
+    resolved = path.resolve()
+    return any(resolved == root or root in resolved.parents for root in allowed_roots())
 
 
 def allowed_source(source: str) -> str:

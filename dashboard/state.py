@@ -46,6 +46,28 @@ class Setting:
     knobs: tuple[tuple[str, Value], ...] = ()
     equalise_norms: bool = False
 
+    @property
+    def words(self) -> str:
+        """The setting in a line."""
+        method = awd.find_method(self.method)
+        said = [method.title]
+        if method.takes_coefficients:
+            low, high = min(self.coefficients), max(self.coefficients)
+            said.append(f"λ {low:g}" if low == high else f"λ {low:g} to {high:g}")
+        defaults = {knob.name: knob.default for knob in method.knobs()}
+        said += [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in self.knobs
+            if value != defaults[name]
+        ]
+        chosen = self.disentangle
+        said.append(
+            "no AWD"
+            if chosen is None
+            else f"AWD {chosen.granularity}, {constraint_in_words(chosen)}"
+        )
+        return ", ".join([*said, "equal norms"] if self.equalise_norms else said)
+
     def recipe(self, study: Study) -> Recipe:
         """The merge as data."""
         fields: dict[str, Any] = {
@@ -71,6 +93,18 @@ class Setting:
         if not isinstance(method, LinearMethod):
             return None
         return method.multipliers(np.array(self.coefficients))
+
+
+def constraint_in_words(settings: Settings) -> str:
+    """What keeps delta short, in a few signs."""
+    if settings.radius is not None:
+        return f"r {settings.radius:g}"
+    if settings.penalty == "none":
+        return "no penalty"
+    square = "²" if settings.penalty == "l2_squared" else ""
+    if settings.alpha_relative is not None:
+        return f"α{square} {settings.alpha_relative:g} α_crit"
+    return f"α{square} {settings.alpha:g}"
 
 
 def open_study() -> Study:

@@ -19,12 +19,22 @@ LIVE_SAMPLE = 32
 
 @dataclass(frozen=True)
 class TaskAccuracy:
-    """How many of n examples of one task's split were answered rightly."""
+    """How many of n examples of one task's split were answered rightly.
+
+    Attributes:
+        task: Key of the task.
+        split: Its split.
+        n: Examples.
+        correct: Of them answered rightly.
+        confusion: Examples of each label (rows) that got each answer (columns), in the order of
+            the task's labels; empty where it was not counted.
+    """
 
     task: str
     split: str
     n: int
     correct: int
+    confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -62,18 +72,29 @@ def evaluate(
     features = encoder.features(texts, cancel, progress)
     parts = features.split([len(sample) for sample in examples])
     return tuple(
-        TaskAccuracy(task.key, split, len(sample), count_correct(part, sample, task))
+        _accuracy(task, split, sample, part)
         for task, sample, part in zip(tasks, examples, parts, strict=True)
     )
 
 
-def count_correct(features: Tensor, examples: Sequence[Example], task: Task) -> int:
-    """Number of examples whose nearest prototype by cosine is that of their label."""
+def _accuracy(
+    task: Task, split: str, examples: Sequence[Example], features: Tensor
+) -> TaskAccuracy:
+    confusion = confusion_of(features, examples, task)
+    correct = sum(row[position] for position, row in enumerate(confusion))
+    return TaskAccuracy(task.key, split, len(examples), correct, confusion)
+
+
+def confusion_of(
+    features: Tensor, examples: Sequence[Example], task: Task
+) -> tuple[tuple[int, ...], ...]:
+    """Examples of each label (rows) whose nearest prototype is that of each answer (columns)."""
+    counts = [[0] * len(task.labels) for _ in task.labels]
+    position = {label: number for number, label in enumerate(task.labels)}
     answers = (features @ task.head.T).argmax(dim=1).tolist()
-    return sum(
-        task.labels[answer] == example.label
-        for answer, example in zip(answers, examples, strict=True)
-    )
+    for answer, example in zip(answers, examples, strict=True):
+        counts[position[example.label]][answer] += 1
+    return tuple(map(tuple, counts))
 
 
 def mean_accuracy(accuracies: Sequence[TaskAccuracy]) -> float:

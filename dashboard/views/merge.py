@@ -1,4 +1,4 @@
-"""Merge: what will be written, the export as a job, its verification, and the same as text."""
+"""Merge: the method, what will be written, the job, its verification, the same as text."""
 
 import shutil
 from pathlib import Path
@@ -6,30 +6,91 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from awd_core import Recipe, Study, files, open_checkpoint
+import awd_core as awd
+from awd_core import AwdError, Checkpoint, Recipe, Study, files, open_checkpoint
+from awd_core.mergekit import to_mergekit
+from awd_core.method import MergeMethod
 from awd_core.writer import sidecars
-from dashboard import jobs, state
+from dashboard import jobs, roots, state
 from dashboard.job_panel import show_job
 from dashboard.state import Setting
+
+DTYPES = ("base", "float32", "bfloat16", "float16")
+EXECUTORS = {
+    "gram": "a weighted sum; everything about it follows from the study",
+    "stream": "piece by piece, after statistics of the whole model if it needs any",
+    "tensor": "one tensor at a time",
+    "matrix": "one whole matrix at a time",
+}
 
 
 def show() -> None:
     """Draw the page."""
     study, setting = state.current()
-    recipe = setting.recipe(study)
     st.title("Write the merge")
     st.caption("An ordinary Hugging Face folder, written in the background, whole or not at all.")
+    st.markdown(_in_words(study, setting))
     left, right = st.columns([3, 2], gap="large")
     with left:
-        _export(study, setting, recipe)
+        recipe = _recipe(study, setting)
+        try:
+            base = open_checkpoint(study.base.source)
+        except AwdError as error:
+            st.info(
+                "The weights of this study are not on this machine, so nothing can be written"
+                " here. The same merge as text, below, runs where they are.",
+                icon=":material/cloud_off:",
+            )
+            st.caption(str(error))
+            base = None
+        _export(recipe, base)
     with right:
-        _contents(study, recipe)
+        _method(awd.find_method(setting.method), study)
+        if base is not None:
+            _contents(study, recipe, base)
     st.subheader("The same merge as text")
-    _as_text(recipe)
+    _as_text(recipe, study)
 
 
-def _export(study: Study, setting: Setting, recipe: Recipe) -> None:
-    st.markdown(_in_words(study, setting))
+def _in_words(study: Study, setting: Setting) -> str:
+    method = awd.find_method(setting.method)
+    words = "without AWD"
+    if setting.disentangle is not None:
+        solved = state.solved(study, setting.disentangle)
+        words = (
+            f"after AWD at granularity **{setting.disentangle.granularity}** (redundant vector:"
+            f" {solved.relative_redundant_norm:.1%} of the mean task vector)"
+        )
+    lambdas = ""
+    if method.takes_coefficients:
+        low, high = min(setting.coefficients), max(setting.coefficients)
+        lambdas = f" λ = **{low:g}**," if low == high else f" λ from **{low:g}** to **{high:g}**,"
+    return f"**{method.title}** of {study.n_experts} experts,{lambdas} {words}."
+
+
+def _recipe(study: Study, setting: Setting) -> Recipe:
+    """The setting's recipe, with what only a written merge needs."""
+    first, second = st.columns(2)
+    dtype = first.selectbox(
+        "Type of the weights",
+        DTYPES,
+        format_func=lambda name: "as in the base" if name == "base" else name,
+        key="dtype",
+        bind="query-params",
+    )
+    seed = second.number_input(
+        "Seed",
+        0,
+        value=0,
+        key="seed",
+        help="For methods that draw at random; the same seed gives the same bytes.",
+        bind="query-params",
+    )
+    recipe = setting.recipe(study)
+    return recipe.model_copy(update={"dtype": dtype, "seed": int(seed)})
+
+
+def _export(recipe: Recipe, base: Checkpoint | None) -> None:
     name = f"merge-{recipe.digest[:8]}"
     target = st.text_input(
         "Output folder",
@@ -37,11 +98,14 @@ def _export(study: Study, setting: Setting, recipe: Recipe) -> None:
         key=f"output_{recipe.digest[:8]}",
         help="Must not exist yet. It appears in one step when everything is written.",
     )
-    out = Path(target).expanduser()
     running = (job := state.job_id()) is not None and _is_running(job)
     if st.button(
-        "Export", type="primary", icon=":material/save:", disabled=running or not target.strip()
+        "Export",
+        type="primary",
+        icon=":material/save:",
+        disabled=running or base is None or not target.strip(),
     ):
+        out = roots.allowed(target.strip())
         files.require_new(out)
         recipe_file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
         recipe_file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,35 +124,46 @@ def _is_running(job_id: str) -> bool:
 
 def _offer_verification(job_id: str) -> None:
     job = jobs.load(job_id)
-    if job is None or job.command[0] != "merge" or jobs.status(job).state != "done":
+    if job is None or job.command[0] not in ("merge", "verify"):
         return
-    st.markdown(f"Load it with `AutoModel.from_pretrained({job.output!r})`.")
-    if st.button(
+    folder = Path(job.output)
+    if jobs.status(job).state != "done" or not folder.is_dir():
+        return
+    if job.command[0] == "merge" and st.button(
         "Verify",
         icon=":material/fact_check:",
         help="Hash every file, derive every tensor again from the recipe, load with transformers.",
     ):
         command = ("verify", job.output)
-        state.watch_job(jobs.start("Verification", command, Path(job.output)).id)
+        state.watch_job(jobs.start("Verification", command, folder).id)
         st.rerun()
+    with st.expander("What is in the folder", icon=":material/folder_open:"):
+        st.code(str(folder), language=None)
+        written = [(file.name, file.stat().st_size / 1e6) for file in sorted(folder.iterdir())]
+        st.dataframe(pd.DataFrame(written, columns=["file", "MB"]), hide_index=True)
+        st.markdown(f"Load it with `AutoModel.from_pretrained({job.output!r})`.")
 
 
-def _in_words(study: Study, setting: Setting) -> str:
-    awd = "without AWD"
-    if setting.disentangle is not None:
-        solved = state.solved(study, setting.disentangle)
-        awd = (
-            f"after AWD at granularity **{setting.disentangle.granularity}** (redundant vector:"
-            f" {solved.relative_redundant_norm:.1%} of the mean task vector)"
+def _method(method: type[MergeMethod], study: Study) -> None:
+    with st.expander(f"What {method.title} does", icon=":material/functions:"):
+        st.latex(method.formula)
+        st.markdown((method.__doc__ or "").split("\n\n")[0])
+        widest = max(study.tensors, key=lambda tensor: tensor.n_elements)
+        rows = widest.shape[0] if widest.is_matrix else 1
+        peak = method.memory.n_bytes(study.n_experts, rows, widest.n_elements // max(1, rows))
+        st.markdown(
+            f"- {method.source} ({method.year})\n"
+            f"- Executor: {EXECUTORS[method.executor]}.\n"
+            f"- Readings of the weights: {method.passes}.\n"
+            f"- Memory: at most {peak / 1e9:.2f} GB ({method.memory.formula}).\n"
+            f"- Vectors, embeddings and the like: {method.policy}."
         )
-    low, high = min(setting.coefficients), max(setting.coefficients)
-    lambdas = f"λ = **{low:g}**" if low == high else f"λ from **{low:g}** to **{high:g}**"
-    return f"**{setting.method.replace('_', ' ')}** of {study.n_experts} experts, {lambdas}, {awd}."
+        for knob in method.knobs():
+            st.caption(f"**{knob.name}** (default {knob.default}): {knob.metadata['help']}")
 
 
-def _contents(study: Study, recipe: Recipe) -> None:
+def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
     st.markdown("**What will be written**")
-    base = open_checkpoint(study.base.source)
     rows = [
         {"file": file.name, "MB": round(file.stat().st_size / 1e6, 2), "from": "merged"}
         for file in base.files
@@ -105,15 +180,21 @@ def _contents(study: Study, recipe: Recipe) -> None:
         {"file": name, "MB": 0.01, "from": "new"}
         for name in ("README.md", "recipe.yaml", "provenance.json")
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, height=280)
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height=250)
     existing = next(p for p in (files.home(), *files.home().parents) if p.exists())
-    total = sum(row["MB"] for row in rows)
-    free = shutil.disk_usage(existing).free
-    st.caption(f"{total:,.0f} MB in all; {free / 1e9:,.0f} GB are free. Types: {recipe.dtype}.")
+    total = sum(row["MB"] for row in rows) / 1e3
+    free = shutil.disk_usage(existing).free / 1e9
+    verdict = "fits" if free > 2 * total else "tight" if free > total else "will not fit"
+    st.caption(
+        f"About {total:,.2f} GB to write, {free:,.0f} GB are free: **{verdict}**. Types:"
+        f" {'as in the base' if recipe.dtype == 'base' else recipe.dtype}."
+    )
 
 
-def _as_text(recipe: Recipe) -> None:
-    yaml_tab, shell_tab, python_tab = st.tabs(["Recipe (YAML)", "Command line", "Python"])
+def _as_text(recipe: Recipe, study: Study) -> None:
+    yaml_tab, shell_tab, python_tab, mergekit_tab = st.tabs(
+        ["Recipe (YAML)", "Command line", "Python", "mergekit"]
+    )
     yaml_tab.code(recipe.to_yaml(), language="yaml")
     shell_tab.code(
         f"cat > recipe.yaml <<'EOF'\n{recipe.to_yaml()}EOF\n"
@@ -122,6 +203,17 @@ def _as_text(recipe: Recipe) -> None:
     )
     python_tab.code(_python(recipe), language="python")
     yaml_tab.download_button("Download recipe.yaml", recipe.to_yaml(), "recipe.yaml", "text/yaml")
+    with mergekit_tab:
+        try:
+            text = to_mergekit(recipe, state.open_study())
+        except AwdError as error:
+            st.info(
+                f"{error.problem}: {error.where} is {error.received}."
+                f" Expected {error.expected}. {error.remedy or ''}"
+            )
+        else:
+            st.code(text, language="yaml")
+            st.download_button("Download mergekit.yaml", text, "mergekit.yaml", "text/yaml")
 
 
 def _python(recipe: Recipe) -> str:

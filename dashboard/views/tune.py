@@ -5,7 +5,7 @@ import streamlit as st
 from analysis import figures, tables
 from analysis.view import View
 from awd_core import Study
-from dashboard import state
+from dashboard import comparison, journal, state
 from dashboard.accuracy_panel import accuracy_panel
 from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
 from dashboard.latency import paint_first
@@ -26,6 +26,7 @@ def show() -> None:
         _numbers(study, setting, view)
     with right:
         accuracy_panel(study, setting)
+    _pins(study, setting)
     _redundancy(view)
     _alpha_path(study, view)
     st.caption(f"{view.disentangled.outcome}" if setting.disentangle else "AWD is off.")
@@ -96,6 +97,41 @@ def _cosines(study: Study, view: View) -> None:
         return
     cosine_matrices(view, "Cosine of every two experts over the whole model")
     st.caption("Page Interference shows it block by block.")
+
+
+def _pins(study: Study, setting: Setting) -> None:
+    """What changed since a pinned setting: numbers and cosines, on one scale with the pin."""
+    pins = journal.journal(state.open_study()).pins
+    if not pins or study.n_experts < 2:
+        return
+    st.subheader("Against a pinned setting")
+    state.forget_unless("against", tuple(pins))
+    name = st.segmented_control(
+        "Pin",
+        tuple(pins),
+        default=next(iter(pins)),
+        required=True,
+        format_func=lambda name: f"{name}: {pins[name].words}",
+        key="against",
+        label_visibility="collapsed",
+    ) or next(iter(pins))
+    chosen = {"now": setting, name: pins[name].setting}
+    views = comparison.views(state.open_study(), chosen)
+    numbers = comparison.numbers(views, chosen)
+    numbers[f"now − {name}"] = numbers["now"] - numbers[name]
+    cosines = {which: tables.matrix(view, when="after") for which, view in views.items()}
+    cosines[f"now − {name}"] = cosines["now"] - cosines[name]
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.html(
+            figures.cosine_matrices(
+                {heading: cosines[heading] for heading in (name, f"now − {name}")},
+                title="Cosine of disentangled vectors over the whole model",
+                theme=theme(),
+            )
+        )
+    with right:
+        st.dataframe(numbers.style.format("{:.4g}", na_rep="needs weights"), key="against_numbers")
 
 
 def _redundancy(view: View) -> None:

@@ -74,7 +74,7 @@ def run_app(folder: Path) -> Iterator[AppServer]:
         process = subprocess.Popen(
             [*command, f"--server.port={port}"],
             cwd=ROOT,
-            env={**os.environ, "AWD_HOME": str(home)},
+            env={**os.environ, "AWD_HOME": str(home), "AWD_ROOTS": str(folder.resolve().parent)},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own, so that its children end with it

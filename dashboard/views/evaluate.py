@@ -1,0 +1,187 @@
+"""Try: what base, experts and the merge can do, task by task."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import streamlit as st
+
+from analysis import accuracy_figures, figures
+from analysis.lm_eval import read_lm_eval
+from awd_core import AwdError, Study, zoo
+from awd_core.evaluation import TaskAccuracy, normalised_accuracy
+from dashboard import evaluations, state
+from dashboard.accuracy_panel import SAMPLES, accuracy_panel, look
+from dashboard.charts import chart, theme
+from dashboard.state import Setting
+
+SECONDS_BETWEEN_LOOKS = 1.0
+LM_EVAL_HELP = """
+`lm_eval --model hf --model_args pretrained=FOLDER --tasks ... --output_path results/` writes a
+`results_*.json`. Its numbers are shown beside one another; nothing is sent anywhere.
+"""
+
+
+def show() -> None:
+    """Draw the page."""
+    study, setting = state.current()
+    st.title("What can the merge do?")
+    st.caption(f"This setting: {setting.words}.")
+    if evaluations.is_zoo(study):
+        _zoo(study, setting)
+    else:
+        _elsewhere(study, setting)
+    _imported()
+
+
+def _zoo(study: Study, setting: Setting) -> None:
+    accuracy_panel(study, setting)
+    sample = st.session_state.get("sample") or next(iter(SAMPLES))
+    found = look(study, setting, sample)
+    if isinstance(found, tuple):
+        results, _ = state.evaluated()
+        _normalised(results)
+    _transfer(study, sample)
+    _confusion(study, sample)
+
+
+def _normalised(results: dict[str, Sequence[TaskAccuracy]]) -> None:
+    merge, experts = results["merge"], results["experts"]
+    table = accuracy_figures.normalised({"base": results["base"], "this setting": merge}, experts)
+    st.markdown(
+        f"The merge has **{normalised_accuracy(merge, experts):.1%}** of the experts' accuracy,"
+        " averaged over the tasks."
+    )
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        chart(
+            accuracy_figures.normalised_bars(table, theme=theme()),
+            "normalised",
+            "Bars of accuracy relative to each task's own expert, for base and this setting.",
+        )
+    with right:
+        chart(
+            accuracy_figures.radar(table, theme=theme()),
+            "radar",
+            "The same numbers as a radar with one axis a task.",
+        )
+    with st.expander("The numbers", icon=":material/table:"):
+        st.dataframe(table.pivot_table(index="task", columns="setting", values="normalised"))
+
+
+def _transfer(study: Study, sample: str) -> None:
+    st.subheader("What each expert knows of the others' tasks")
+    if not st.toggle("Evaluate every expert on every task", key="transfer", bind="query-params"):
+        st.caption("Eight more evaluations, in the background; about half a minute.")
+        return
+    found = _asked(study, sample)
+    if all(found.values()):
+        _draw_transfer(found)
+    else:
+        _waiting_for_transfer(study, sample)
+
+
+def _asked(study: Study, sample: str) -> dict[str, evaluations.Result | AwdError | None]:
+    """What is known of every expert on every task; the rest is being worked out."""
+    wishes = evaluations.transfer_wishes(study, *SAMPLES[sample])
+    return {
+        label: state.evaluator().ask(f"{state.session_id()}:{label}", wish)
+        for label, wish in wishes.items()
+    }
+
+
+@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
+def _waiting_for_transfer(study: Study, sample: str) -> None:
+    found = _asked(study, sample)
+    known = {label: one for label, one in found.items() if one is not None}
+    if len(known) == len(found):
+        st.rerun()
+    st.progress(len(known) / len(found), text=f"{len(known)} of {len(found)} experts")
+    if known:
+        _draw_transfer(known)
+
+
+def _draw_transfer(found: Mapping[str, evaluations.Result | AwdError | None]) -> None:
+    for one in found.values():
+        if isinstance(one, AwdError):
+            state.show_error(one)
+            return
+    frame = accuracy_figures.transfer({k: v for k, v in found.items() if isinstance(v, tuple)})
+    st.html(
+        figures.number_tables(
+            {"expert, on task": frame},
+            accuracy_figures.transfer_colouring(theme()),
+            "Accuracy of every expert (rows) on every task (columns)",
+            theme(),
+        )
+    )
+
+
+def _confusion(study: Study, sample: str) -> None:
+    st.subheader("Which answers are mistaken for which")
+    if not st.toggle("Show labels against answers", key="confusion", bind="query-params"):
+        return
+    shown = state.newest_evaluated()
+    if shown is None:
+        st.caption("It appears with the first accuracy.")
+        return
+    tasks = {task.key: task for task in zoo.tasks()}
+    key = st.selectbox(
+        "Task",
+        tuple(tasks),
+        format_func=lambda key: tasks[key].title,
+        key="confusion_task",
+        bind="query-params",
+    )
+    st.caption(tasks[key].question)
+    settings = {"base": "base", "experts": "own expert", "merge": "this setting"}
+    frames = {
+        words: accuracy_figures.confusion(one, tasks[key].labels)
+        for name, words in settings.items()
+        for one in shown[name]
+        if one.task == key
+    }
+    st.html(
+        figures.number_tables(
+            frames,
+            accuracy_figures.confusion_colouring(theme()),
+            "Share of the texts of each label (rows) that got each answer (columns)",
+            theme(),
+        )
+    )
+
+
+def _elsewhere(study: Study, setting: Setting) -> None:
+    st.info(
+        "The tasks that come with AWD Studio belong to the zoo's experts. Write this merge on page"
+        " Merge, evaluate it with your own tasks, and drop the results here.",
+        icon=":material/info:",
+    )
+    st.code(
+        "lm_eval --model hf --model_args pretrained=MERGED_FOLDER --tasks YOUR_TASKS"
+        " --output_path results/ --log_samples",
+        language="bash",
+    )
+
+
+def _imported() -> None:
+    st.subheader("Results of lm-eval")
+    files = st.file_uploader(
+        "results_*.json", "json", accept_multiple_files=True, key="lm_eval", help=LM_EVAL_HELP
+    )
+    tables = []
+    for file in files:
+        try:
+            tables.append(read_lm_eval(file.getvalue().decode("utf-8", "replace"), file.name))
+        except AwdError as error:
+            state.show_error(error)
+    if not tables:
+        return
+    table = pd.concat(tables, ignore_index=True)
+    wide = table.pivot_table(index=["task", "metric"], columns="model", values="value", sort=False)
+    st.dataframe(wide, key="lm_eval_numbers", alt="Metrics of every task, one column a model.")
+    st.download_button(
+        "Download as CSV", table.to_csv(index=False), "lm-eval.csv", "text/csv", key="lm_eval_csv"
+    )
+
+
+show()
