@@ -95,7 +95,8 @@ def matrix_of(view: View, measure: Measure, scope: Scope, name: str) -> pd.DataF
 
 def signed(measure: Measure) -> bool:
     """Whether 0 is its middle: a number per pair with values of both signs."""
-    return measure.per == "pair" and measure.baseline == 0
+    whole = measure.key.startswith("absolute")
+    return measure.per == "pair" and measure.baseline == 0 and not whole
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def shared_range(measure: Measure, *frames: pd.DataFrame) -> Range:
     found = [frame.to_numpy(dtype=np.float64).ravel() for frame in frames]
     values = np.concatenate(found) if found else np.empty(0)
     values = values[np.isfinite(values)]
-    middle = {True: measure.baseline, False: None}[measure.per == "pair"]
+    middle = 0.0 if signed(measure) else None
+    if measure.per == "pair" and measure.baseline == CHANCE:
+        middle = CHANCE
     if middle is None and (values < 0).any():
         middle = 0.0
     if middle is None:

@@ -34,11 +34,13 @@ class View:
         study: What the one pass over the weights left.
         disentangled: The redundant vector delta; `awd_core.no_redundancy(study)` for delta = 0.
         multipliers: l_k of the linear merge, (K,) float64.
+        factors: What every l_k is multiplied with in each tensor, (tensors,); None for nothing.
     """
 
     study: Study
     disentangled: Disentangled
     multipliers: np.ndarray
+    factors: np.ndarray | None = None
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -61,7 +63,7 @@ class View:
         )
         zeros = np.zeros_like(found.span_coefficients)
         without = replace(found, span_coefficients=zeros, by_tensor=nothing)
-        return View(self.study, without, self.multipliers)
+        return View(self.study, without, self.multipliers, self.factors)
 
     @cached_property
     def _labels(self) -> dict[Scope, tuple[str, ...]]:
@@ -97,15 +99,28 @@ class View:
         order, starts = self.once(("parts", scope), lambda: _parts(self.positions(scope)))
         return np.add.reduceat(values[order], starts)
 
-    def moments(self, scope: Scope) -> Moments:
-        """G, p = <delta, tau_k> and q = ||delta||^2 of every part."""
+    def moments(self, scope: Scope, power: int = 0) -> Moments:
+        """G, p = <delta, tau_k> and q = ||delta||^2 of every part.
+
+        Args:
+            scope: Of the parts.
+            power: Of the factors that every tensor counts with: 2 where the merge enters twice, as
+                in its norm, 1 where it enters once, as in <tau_M, tau_k>.
+        """
         tensors = self.disentangled.by_tensor
+        power = power if self.factors is not None else 0
+
+        def weighted(values: np.ndarray) -> np.ndarray:
+            if not power or self.factors is None:
+                return values
+            return values * (self.factors**power).reshape(-1, *[1] * (values.ndim - 1))
+
         return self.once(
-            ("moments", scope),
+            ("moments", scope, power),
             lambda: Moments(
-                self.summed(tensors.grams, scope),
-                self.summed(tensors.products, scope),
-                self.summed(tensors.squares, scope),
+                self.summed(weighted(tensors.grams), scope),
+                self.summed(weighted(tensors.products), scope),
+                self.summed(weighted(tensors.squares), scope),
             ),
         )
 
@@ -144,9 +159,11 @@ class View:
         )
         return self.summed(sizes, scope)
 
-    def redundant_energies(self, scope: Scope) -> np.ndarray:
-        """`sum_g c_gk ||tau_gk||^2` over the groups g of AWD, (parts, K)."""
+    def redundant_energies(self, scope: Scope, power: int = 0) -> np.ndarray:
+        """`sum_g c_gk ||tau_gk||^2` over the groups g of AWD, (parts, K); `power` as in moments."""
         by_tensor = self.once("redundant energies", self._redundant_energies)
+        if power and self.factors is not None:
+            by_tensor = by_tensor * (self.factors**power)[:, None]
         return self.summed(by_tensor, scope)
 
     def _redundant_energies(self) -> np.ndarray:

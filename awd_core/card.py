@@ -39,7 +39,7 @@ def model_card(plan: "Plan") -> str:
 | expert | kind | coefficient |
 |---|---|---|
 {experts}
-
+{_by_block(plan)}
 {_kept(plan)}`awd merge recipe.yaml OUT` repeats this merge; `provenance.json` holds the SHA-256
 of every input and output, and `awd verify` checks them.
 
@@ -47,6 +47,15 @@ of every input and output, and `awd verify` checks them.
 {_without_paths(plan).rstrip()}
 ```
 """
+
+
+def _by_block(plan: "Plan") -> str:
+    """Blocks in which the coefficients are others."""
+    factors = plan.recipe.block_factors
+    if not factors:
+        return ""
+    listed = ", ".join(f"{block} × {factor:g}" for block, factor in factors.items())
+    return f"\nIn some blocks every coefficient is multiplied: {listed}.\n"
 
 
 def _base_models(plan: "Plan") -> list[str]:

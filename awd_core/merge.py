@@ -22,8 +22,9 @@ from awd_core.checkpoints import (
 from awd_core.collect import collect, study_digest
 from awd_core.disentangle import Disentangled, solve, solve_dense
 from awd_core.dropping import row_sums, total
-from awd_core.errors import OutputError
+from awd_core.errors import OutputError, RecipeError, nearest
 from awd_core.final_type import in_final_type
+from awd_core.layout import blocks as block_names
 from awd_core.linear_algebra import LowRank
 from awd_core.lines import block_scales
 from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
@@ -64,6 +65,7 @@ class Plan:
         dense: delta of every merged tensor, where it is no combination of task vectors.
         device: Where the arithmetic runs.
         scales: What every task vector is multiplied with first, (K,); None for nothing.
+        factors: What every lambda is multiplied with in a tensor, where that is not 1.
     """
 
     recipe: Recipe
@@ -78,6 +80,11 @@ class Plan:
     device: torch.device
     dense: dict[str, torch.Tensor] | None = None
     scales: np.ndarray | None = None
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def coefficients_of(self, tensor: StoredTensor) -> np.ndarray:
+        """lambda_k in one tensor, (K,)."""
+        return self.coefficients * self.factors.get(tensor.name, 1.0)
 
     @property
     def merged(self) -> tuple[StoredTensor, ...]:
@@ -111,7 +118,8 @@ class Plan:
         Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
         bit where theta_k is more than 2^29 times smaller than theta_0.
         """
-        changed = self.recipe.disentangle or self.recipe.equalise_norms or self.recipe.lines
+        recipe = self.recipe
+        changed = recipe.disentangle or recipe.equalise_norms or recipe.lines or self.factors
         if changed or not isinstance(self.method, LinearMethod):
             return None
         multipliers = self.method.multipliers(self.coefficients)
@@ -254,6 +262,7 @@ def plan_merge(
         redundant=None,
         disentangled=None,
         device=resolve_device(device),
+        factors=_factors(base, excluded, recipe),
     )
     options: dict[str, Any] = {"device": device, "progress": progress, "cancel": cancel}
     if recipe.disentangle is not None and recipe.disentangle.leaves_span:
@@ -375,7 +384,7 @@ def _merged_blocks(
             yield counterpart.weights(start, stop, base)
     elif tensor.n_elements:
         vectors = _tensor_vectors(plan, tensor)
-        for piece, update in _updates(plan, vectors, survey, plan.coefficients):
+        for piece, update in _updates(plan, vectors, survey, plan.coefficients_of(tensor)):
             update = update * scale if scale != 1 else update
             # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
             yield torch.where(update == 0, piece.base, piece.base + update)
@@ -537,6 +546,32 @@ def _tensor_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
     if delta is not None or plan.redundant is None:
         return delta
     return torch.cat([_redundant(plan, chunk) for chunk in _scaled_chunks(plan, tensor)])
+
+
+def _factors(base: Checkpoint, excluded: frozenset[str], recipe: Recipe) -> dict[str, float]:
+    """What lambda is multiplied with in every tensor of a block that the recipe names.
+
+    Raises:
+        RecipeError: There is no such block.
+    """
+    if not recipe.block_factors:
+        return {}
+    names = [t.name for t in base.stored.values() if t.is_float and t.name not in excluded]
+    block_of = dict(zip(names, block_names(names), strict=True))
+    known = tuple(dict.fromkeys(block_of.values()))
+    for block in recipe.block_factors:
+        if block not in known:
+            raise RecipeError(
+                "The model has no block of this name",
+                where="block_factors",
+                received=block,
+                remedy=nearest(block, known),
+            )
+    return {
+        name: recipe.block_factors[block]
+        for name, block in block_of.items()
+        if recipe.block_factors.get(block, 1.0) != 1.0
+    }
 
 
 def _excluded(names: tuple[str, ...], recipe: Recipe) -> frozenset[str]:

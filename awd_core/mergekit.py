@@ -107,6 +107,8 @@ def _require_exportable(recipe: Recipe, study: Study | None) -> None:
         raise _refusal("vocabulary", recipe.vocabulary, "experts with the tokens of the base")
     if recipe.include or recipe.exclude:
         raise _refusal("include, exclude", "patterns", "a recipe that merges every tensor")
+    if recipe.block_factors:
+        raise _refusal("block_factors", "factors by block", "the same lambda in every block")
     settings = recipe.disentangle
     if settings is None and not recipe.equalise_norms:
         return

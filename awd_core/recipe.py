@@ -42,6 +42,8 @@ class Recipe(BaseModel):
         preset: Name of a preset of the method: knobs and coefficient of a paper or a code base.
         coefficient: One lambda for all experts; the method's own when left out.
         coefficients: One lambda for each expert instead.
+        block_factors: What every lambda is multiplied with in a block (`block 3`, `embedding`);
+            1 in the others.
         disentangle: AWD in front of the method; none when left out.
         equalise_norms: Scale every task vector to their mean length before anything else.
         lines: LiNeS behind the method: what is merged grows with depth; none when left out.
@@ -62,6 +64,7 @@ class Recipe(BaseModel):
     preset: str | None = None
     coefficient: Finite | None = None
     coefficients: tuple[Finite, ...] | None = None
+    block_factors: dict[str, Finite] = Field(default_factory=dict)
     disentangle: Settings | None = None
     equalise_norms: bool = False
     lines: Lines | None = None
@@ -92,6 +95,13 @@ class Recipe(BaseModel):
             )
         if self.coefficients and chosen.one_coefficient and len(set(self.coefficients)) > 1:
             raise ValueError(f"method {self.method!r} has one coefficient for all experts")
+        if self.block_factors and not (
+            chosen.takes_coefficients and chosen.coefficients_are == "scales"
+        ):
+            raise ValueError(
+                f"method {self.method!r} has no lambda to multiply in a block; leave out"
+                " block_factors"
+            )
         self._fits(chosen)
         awd = self.disentangle
         if self.equalise_norms and awd and (awd.leaves_span or awd.granularity == "spectral"):

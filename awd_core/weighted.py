@@ -46,7 +46,7 @@ def is_weighted_sum(plan: "Plan") -> bool:
 def weights(plan: "Plan", tensor: StoredTensor) -> np.ndarray:
     """w_k of one tensor, (K, 1), or (K, rows) where every row has its own."""
     assert isinstance(plan.method, LinearMethod)
-    multipliers = plan.method.multipliers(plan.coefficients)[:, None]
+    multipliers = plan.method.multipliers(plan.coefficients_of(tensor))[:, None]
     if plan.redundant is not None:
         multipliers = multipliers - multipliers.sum() * plan.redundant[tensor.name].T
     return multipliers if plan.scales is None else multipliers * plan.scales[:, None]

@@ -5,6 +5,7 @@ import streamlit as st
 from awd_core import Study
 from dashboard import journal, state
 from dashboard.awd_controls import awd_controls
+from dashboard.block_controls import block_controls
 from dashboard.evaluations import is_zoo
 from dashboard.merge_controls import merge_controls
 from dashboard.state import Setting
@@ -31,7 +32,10 @@ def sidebar(study: Study) -> tuple[Study, Setting]:
         if disentangle is not None and not method.takes_task_vectors:
             st.caption(f"{method.title} merges models, not task vectors: AWD is left out.")
             disentangle = None
-        setting = Setting(disentangle, method.key, coefficients, knobs, equalise)
+        factors = ()
+        if method.takes_coefficients and method.coefficients_are == "scales":
+            factors = block_controls(study)
+        setting = Setting(disentangle, method.key, coefficients, knobs, equalise, factors)
         journal.draw(journal.note(study, setting))
     return study, setting
 

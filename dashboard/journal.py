@@ -27,6 +27,7 @@ KEYS = (
     "steps",
     "method",
     "apart",
+    "block_factors",
 )
 PREFIXES = ("lambda", "knob_", "preset_")
 MOST_ENTRIES = 100

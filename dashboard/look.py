@@ -60,6 +60,13 @@ def _shown() -> dict[str, Shown]:
 
 
 SHOWN = _shown()
+
+
+def offered(study: Study) -> dict[str, Shown]:
+    """The measures that this study holds what they are made from."""
+    return {key: shown for key, shown in SHOWN.items() if shown.before.available(study)}
+
+
 COSINE = "cosine"
 
 
@@ -83,13 +90,16 @@ class Look:
         return self.measure if self.measure.before.per == "pair" else SHOWN[COSINE]
 
 
-def chosen_look() -> Look:
+def chosen_look(study: Study) -> Look:
     """Draw the controls of the overview and read them."""
+    measures = tuple(offered(study))
+    state.forget_unless("measure", measures)
     key = st.selectbox(
         "Measure",
-        tuple(SHOWN),
+        measures,
         format_func=lambda key: SHOWN[key].title,
         key="measure",
+        help="Type to search. Formula, unit and source stand below the picture.",
         bind="query-params",
     )
     measure = SHOWN[key]

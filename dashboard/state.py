@@ -38,6 +38,7 @@ class Setting:
         coefficients: lambda of every expert.
         knobs: The method's own.
         equalise_norms: Whether every task vector is scaled to their mean length first.
+        block_factors: What every lambda is multiplied with, by block; 1 in the others.
     """
 
     disentangle: Settings | None
@@ -45,6 +46,7 @@ class Setting:
     coefficients: tuple[float, ...]
     knobs: tuple[tuple[str, Value], ...] = ()
     equalise_norms: bool = False
+    block_factors: tuple[tuple[str, float], ...] = ()
 
     @property
     def words(self) -> str:
@@ -66,6 +68,8 @@ class Setting:
             if chosen is None
             else f"AWD {chosen.granularity}, {constraint_in_words(chosen)}"
         )
+        if self.block_factors:
+            said.append(f"λ of its own in {len(self.block_factors)} blocks")
         return ", ".join([*said, "equal norms"] if self.equalise_norms else said)
 
     def recipe(self, study: Study) -> Recipe:
@@ -79,6 +83,7 @@ class Setting:
             "vocabulary": study.vocabulary,
             "knobs": dict(self.knobs),
             "equalise_norms": self.equalise_norms,
+            "block_factors": dict(self.block_factors),
         }
         if awd.find_method(self.method).takes_coefficients:
             if len(set(self.coefficients)) == 1:
@@ -203,14 +208,23 @@ def view(study: Study, setting: Setting) -> View:
     multipliers = setting.multipliers(study)
     if multipliers is None:
         multipliers = np.array(setting.coefficients)
-    return _view(study.digest, setting.disentangle, tuple(multipliers.tolist()), study)
+    weights = tuple(multipliers.tolist())
+    return _view(study.digest, setting.disentangle, weights, setting.block_factors, study)
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _view(
-    digest: str, settings: Settings | None, multipliers: tuple[float, ...], _study: Study
+    digest: str,
+    settings: Settings | None,
+    multipliers: tuple[float, ...],
+    block_factors: tuple[tuple[str, float], ...],
+    _study: Study,
 ) -> View:
-    return View(_study, solved(_study, settings), np.array(multipliers))
+    by_block = dict(block_factors)
+    factors = np.array([by_block.get(tensor.block, 1.0) for tensor in _study.tensors])
+    return View(
+        _study, solved(_study, settings), np.array(multipliers), factors if by_block else None
+    )
 
 
 def alpha_path(study: Study) -> AlphaPath:
@@ -256,7 +270,7 @@ def norm_match(study: Study, setting: Setting) -> NormMatch | None:
     each = set(setting.coefficients)
     linear = setting.multipliers(study) is not None
     takes_one = awd.find_method(setting.method).takes_coefficients and len(each) == 1
-    if setting.disentangle is None or not linear or not takes_one:
+    if setting.disentangle is None or not linear or not takes_one or setting.block_factors:
         return None
     (now,) = each
     matched, reference = st.session_state.get("norm_matched", (None, now))

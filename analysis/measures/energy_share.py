@@ -9,7 +9,7 @@ from analysis.view import Scope, View, When
 
 def share(view: View, scope: Scope) -> np.ndarray:
     """`l_k <v_k, tau_M> / ||tau_M||^2`, (parts, K); sums to 1 over experts."""
-    moments, multipliers = view.moments(scope), view.multipliers
+    moments, multipliers = view.moments(scope, 2), view.multipliers
     with_merged = moments.merged_products(multipliers)
     redundant = moments.products @ multipliers - multipliers.sum() * moments.squares
     energies = multipliers * (with_merged - redundant[:, None])

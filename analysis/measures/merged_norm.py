@@ -9,12 +9,12 @@ from analysis.view import Scope, View
 
 def norm(view: View, scope: Scope) -> np.ndarray:
     """`||tau_M|| = sqrt(l^T G l - 2 L l^T p + L^2 q)`, L = sum l; (parts,)."""
-    return root(view.moments(scope).merged_square(view.multipliers))
+    return root(view.moments(scope, 2).merged_square(view.multipliers))
 
 
 def without_awd(view: View, scope: Scope) -> np.ndarray:
     """`||sum_k l_k tau_k|| = sqrt(l^T G l)`, (parts,)."""
-    grams = view.moments(scope).grams
+    grams = view.moments(scope, 2).grams
     return root((grams @ view.multipliers) @ view.multipliers)
 
 

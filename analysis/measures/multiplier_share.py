@@ -23,7 +23,10 @@ def share(view: View, scope: Scope) -> np.ndarray:
 
 def effective_multiplier(view: View, scope: Scope) -> np.ndarray:
     """`w_k = l_k - (sum_i l_i) c_k` with `tau_M = sum_k w_k tau_k`, (parts, K)."""
-    return view.multipliers - view.multipliers.sum() * span_coefficients(view, scope)
+    energies = diagonal(view.moments(scope).grams)
+    whole = view.multipliers * diagonal(view.moments(scope, 1).grams)
+    redundant = view.multipliers.sum() * view.redundant_energies(scope, 1)
+    return ratio(whole - redundant, energies)
 
 
 _MEAN = r"c_k = \frac{\sum_g c_{gk} \|\tau_{gk}\|^2}{\sum_g \|\tau_{gk}\|^2}"

@@ -9,16 +9,15 @@ from analysis.view import Scope, View
 
 def retained(view: View, scope: Scope) -> np.ndarray:
     """`<tau_M, tau_k> / ||tau_k||^2 = ((G l)_k - L p_k) / G_kk`, L = sum l; (parts, K)."""
-    moments = view.moments(scope)
-    return ratio(moments.merged_products(view.multipliers), diagonal(moments.grams))
+    energies = diagonal(view.moments(scope).grams)
+    return ratio(view.moments(scope, 1).merged_products(view.multipliers), energies)
 
 
 def alignment(view: View, scope: Scope) -> np.ndarray:
     """`cos(tau_M, tau_k)`, (parts, K); NaN where either is zero."""
-    moments = view.moments(scope)
-    merged = root(moments.merged_square(view.multipliers))[:, None]
-    lengths = root(diagonal(moments.grams))
-    return ratio(moments.merged_products(view.multipliers), merged * lengths)
+    merged = root(view.moments(scope, 2).merged_square(view.multipliers))[:, None]
+    lengths = root(diagonal(view.moments(scope).grams))
+    return ratio(view.moments(scope, 1).merged_products(view.multipliers), merged * lengths)
 
 
 RETAINED = Measure(

@@ -65,7 +65,7 @@ def _findings(view: View) -> None:
 def _pictures(study: Study, view: View) -> None:
     left, right = st.columns([5, 4], gap="large")
     with left:
-        look = chosen_look()
+        look = chosen_look(study)
     with right:
         scrubber = st.container()
         first, second = st.columns(2)

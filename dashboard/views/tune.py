@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis import figures, tables
+from analysis import block_factors, figures, tables
 from analysis.view import View
 from awd_core import Study
 from dashboard import comparison, journal, state
@@ -28,6 +28,7 @@ def show() -> None:
         accuracy_panel(study, setting)
     _pins(study, setting)
     _redundancy(view)
+    _factors(study, setting)
     _alpha_path(study, view)
     st.caption(f"{view.disentangled.outcome}" if setting.disentangle else "AWD is off.")
 
@@ -158,6 +159,16 @@ def _redundancy(view: View) -> None:
         st.dataframe(tables.shares_by_block(view), hide_index=True)
         st.dataframe(tables.redundant_by_block(view), hide_index=True)
         st.dataframe(tables.retained(view), hide_index=True)
+
+
+def _factors(study: Study, setting: Setting) -> None:
+    if setting.block_factors:
+        factors = block_factors.table(study.blocks, dict(setting.block_factors))
+        chart(
+            block_factors.curve(factors, theme=theme()),
+            "factors",
+            "Line of what λ is multiplied with in each block; 1 is λ itself.",
+        )
 
 
 def _alpha_path(study: Study, view: View) -> None:

@@ -15,7 +15,7 @@ from tests.helpers import family
 from tests.html_tables import HtmlMatrix, read_matrices
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-SECONDS = 240
+SECONDS = 600
 
 
 def on(page: str) -> AppTest:
