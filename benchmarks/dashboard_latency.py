@@ -50,7 +50,7 @@ PAGES = {
     "": ".awd-matrices",
     "tune": ".awd-matrices",
     "merge": "[data-testid=stCode]",
-    "try": "[data-testid=stFileUploader]",
+    "evaluate": "[data-testid=stFileUploader]",
     "compare": "[data-testid=stAlert]",
     "report": ".heatmaplayer",
     "open": "[data-testid=stFileUploader]",

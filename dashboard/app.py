@@ -21,7 +21,7 @@ PAGES = (
     st.Page("views/interference.py", title="Interference", icon=":material/grid_on:", default=True),
     st.Page("views/tune.py", title="Tune", icon=":material/tune:"),
     st.Page("views/merge.py", title="Merge", icon=":material/merge:"),
-    st.Page("views/evaluate.py", title="Try", icon=":material/fact_check:", url_path="try"),
+    st.Page("views/evaluate.py", title="Try", icon=":material/fact_check:"),
     st.Page("views/compare.py", title="Compare", icon=":material/compare:"),
     st.Page("views/report.py", title="Report", icon=":material/co_present:"),
 )
