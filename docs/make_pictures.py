@@ -6,39 +6,55 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 
 from tests.screens.server import open_browser, run_app
 
 PICTURES = Path(__file__).parent / "pictures"
-# Name, page, width, colour scheme.
+# Name, page, width, colour scheme, what has to be there.
 SHOTS = (
-    ("interference", "?granularity=row", 1440, "light"),
-    ("interference-dark", "?granularity=row", 1440, "dark"),
-    ("interference-narrow", "?granularity=row", 420, "light"),
-    ("tune", "tune?granularity=row", 1440, "light"),
-    ("merge", "merge?granularity=row", 1440, "light"),
-    ("open", "open", 1440, "light"),
+    ("interference", "?granularity=row", 1440, "light", ".awd-matrices"),
+    ("interference-dark", "?granularity=row", 1440, "dark", ".awd-matrices"),
+    ("interference-narrow", "?granularity=row", 420, "light", ".awd-matrices"),
+    ("tune", "tune?granularity=row", 1440, "light", "text=mean accuracy"),
+    ("tune-narrow", "tune?granularity=row", 420, "light", "text=mean accuracy"),
+    ("merge", "merge?granularity=tensor", 1440, "light", "text=What will be written"),
+    ("try", "evaluate?granularity=row&confusion=true", 1440, "light", "text=share of the row"),
+    ("compare", "compare", 1440, "light", "text=share of the gap"),
+    ("report", "report?granularity=row", 1440, "light", ".heatmaplayer"),
+    ("report-dark", "report?granularity=row&alone=true", 1440, "dark", ".heatmaplayer"),
+    ("open", "open", 1440, "light", "input[type=file]"),
 )
+SECONDS = 240
+TALLEST = 2600
 
 
-def shoot(browser: Browser, url: str, name: str, width: int, scheme: str) -> None:
+def shoot(browser: Browser, url: str, name: str, width: int, scheme: str, ready: str) -> None:
     """One page in full height."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
+    context.set_default_timeout(1000 * SECONDS)
     page = context.new_page()
     page.goto(url)
-    page.get_by_role("heading", level=1).wait_for(timeout=120_000)
-    if "tune" in name:
-        page.get_by_text("mean accuracy").wait_for(timeout=120_000)
-    page.wait_for_timeout(4000)
+    page.get_by_role("heading", level=1).wait_for()
+    if name == "compare":
+        _pin_two_settings(page)
+    page.locator(ready).first.wait_for()
+    page.wait_for_timeout(6000)
     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-    page.set_viewport_size({"width": width, "height": min(int(height) + 20, 3200)})
-    page.wait_for_timeout(1500)
+    page.set_viewport_size({"width": width, "height": min(int(height) + 20, TALLEST)})
+    page.wait_for_timeout(2500)
     page.screenshot(path=PICTURES / f"{name}.png")
     context.close()
+
+
+def _pin_two_settings(page: Page) -> None:
+    """AWD of the whole model as A, row by row as the present one."""
+    page.get_by_role("button", name="Pin this setting").click()
+    page.get_by_role("radio", name="row", exact=True).click()
+    page.get_by_text("Where two settings differ").wait_for()
 
 
 def main() -> None:
@@ -50,9 +66,9 @@ def main() -> None:
         run_app(Path(folder)) as server,
         open_browser() as browser,
     ):
-        for name, path, width, scheme in SHOTS:
+        for name, path, width, scheme, ready in SHOTS:
             if not only or name in only:
-                shoot(browser, f"{server.url}/{path}", name, width, scheme)
+                shoot(browser, f"{server.url}/{path}", name, width, scheme, ready)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """The whole way in a real browser: look, tune, export, verify; click a cell; paste a link."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+import awd_core as awd
+from awd_core import archive
+from dashboard import studies
+from tests.helpers import family
 from tests.screens.conftest import AppServer
 
 pytestmark = pytest.mark.browser
@@ -84,6 +89,36 @@ def test_a_cancelled_export_leaves_nothing(
     page.get_by_role("button", name="Cancel").click(timeout=SOON)
     expect(page.get_by_text(re.compile("was cancelled"))).to_be_visible(timeout=SOON)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dropped_study_opens_without_its_weights(
+    app_server: AppServer, page: Page, tmp_path: Path
+) -> None:
+    made = family(tmp_path / "models", n_experts=3)
+    experts = [awd.open_checkpoint(path) for path in made.expert_paths]
+    study = awd.collect(awd.open_checkpoint(made.base_path), experts, tmp_path / "study")
+    file = archive.export_study(study, tmp_path / "x.awdstudy")
+    shutil.rmtree(tmp_path / "models")
+    visit(page, app_server, "open")
+    page.locator("input[type=file]").set_input_files(file)
+    page.get_by_role("button", name="Look at this study").click(timeout=SOON)
+    expect(page.get_by_text("3 experts").first).to_be_visible(timeout=SOON)
+    expect(page.locator(".heatmaplayer").first).to_be_visible(timeout=SOON)
+    assert studies.fingerprint(study) in page.url
+
+
+def test_a_link_to_a_study_that_is_not_here_says_so(app_server: AppServer, page: Page) -> None:
+    page.goto(f"{app_server.url}/?study={'0' * 16}")
+    expect(page.get_by_text("not on this machine").first).to_be_visible(timeout=SOON)
+    page.get_by_role("link", name="Open another study").click()
+    expect(page.get_by_role("heading", name="Open other models")).to_be_visible(timeout=SOON)
+
+
+def test_slides_turn_by_the_arrow_keys(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server, "report")
+    first = page.get_by_role("heading", level=1).inner_text()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).not_to_have_text(first, timeout=SOON)
 
 
 def test_dark_pages_have_dark_figures(app_server: AppServer, browser: Browser) -> None:
