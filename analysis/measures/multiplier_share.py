@@ -24,9 +24,9 @@ def share(view: View, scope: Scope) -> np.ndarray:
 def effective_multiplier(view: View, scope: Scope) -> np.ndarray:
     """`w_k = l_k - (sum_i l_i) c_k` with `tau_M = sum_k w_k tau_k`, (parts, K)."""
     energies = diagonal(view.moments(scope).grams)
-    whole = view.multipliers * diagonal(view.moments(scope, 1).grams)
-    redundant = view.multipliers.sum() * view.redundant_energies(scope, 1)
-    return ratio(whole - redundant, energies)
+    whole = ratio(diagonal(view.moments(scope, 1).grams), energies)
+    redundant = ratio(view.redundant_energies(scope, 1), energies)
+    return view.multipliers * whole - view.multipliers.sum() * redundant
 
 
 _MEAN = r"c_k = \frac{\sum_g c_{gk} \|\tau_{gk}\|^2}{\sum_g \|\tau_{gk}\|^2}"
