@@ -114,13 +114,6 @@ def test_a_link_to_a_study_that_is_not_here_says_so(app_server: AppServer, page:
     expect(page.get_by_role("heading", name="Open other models")).to_be_visible(timeout=SOON)
 
 
-def test_slides_turn_by_the_arrow_keys(app_server: AppServer, page: Page) -> None:
-    visit(page, app_server, "report")
-    first = page.get_by_role("heading", level=1).inner_text()
-    page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("heading", level=1)).not_to_have_text(first, timeout=SOON)
-
-
 def test_dark_pages_have_dark_figures(app_server: AppServer, browser: Browser) -> None:
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()

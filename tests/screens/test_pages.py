@@ -506,7 +506,10 @@ def test_own_checkpoints_are_checked_collected_and_looked_at(
     assert any("belong to the zoo" in info.value for info in test.info)
 
 
-def test_export_over_an_existing_folder_says_so(tmp_path: Path) -> None:
+def test_export_over_an_existing_folder_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
     test = on("merge")
     test.text_input[0].set_value(str(tmp_path)).run()
     press(test, "Export")
