@@ -20,7 +20,7 @@ SHOTS = (
     ("tune-narrow", "tune?granularity=row", 420, "light", "text=mean accuracy"),
     ("merge", "merge?granularity=tensor", 1440, "light", "text=What will be written"),
     ("try", "evaluate?granularity=row&confusion=true", 1440, "light", "text=share of the row"),
-    ("compare", "compare", 1440, "light", "text=share of the gap"),
+    ("compare", "compare", 1440, "light", "text=Accuracy on each task"),
     ("report", "report?granularity=row", 1440, "light", ".heatmaplayer"),
     ("report-dark", "report?granularity=row&alone=true", 1440, "dark", ".heatmaplayer"),
     ("open", "open", 1440, "light", "input[type=file]"),
