@@ -118,6 +118,8 @@ def _coefficients(study: Study, method: type[MergeMethod]) -> tuple[float, ...]:
         help="Only the ratios between experts count." if weights else LAMBDA_HELP,
         bind="query-params",
     )
+    if method.one_coefficient:
+        return (one,) * study.n_experts
     with st.expander("λ for each expert"):
         apart = st.toggle(
             "Set them one by one",
