@@ -155,7 +155,7 @@ def _sign_conflicts(view: View) -> Iterator[Finding]:
         for i, j in zip(*pairs(view.n_experts), strict=True):
             # A fair coin of that many throws stays below with near certainty.
             threshold = max(CONFLICT, 0.5 + SIGMAS / 2 / np.sqrt(max(shared[at, i, j], 1)))
-            if conflict[at, i, j] < threshold:
+            if not conflict[at, i, j] >= threshold:
                 continue
             first, second = view.experts[i], view.experts[j]
             yield Finding(

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figures, tables
+from analysis.accuracy_drop import correlation, drop_scatter, drops
 from analysis.measures import measure
 from analysis.overview import overview, overview_heatmap, shared_range
 from analysis.view import View
@@ -45,7 +46,7 @@ def show() -> None:
     )
     if study.n_experts > 1:
         _difference(views)
-    _accuracy(study, chosen)
+    _accuracy(study, chosen, views)
     st.subheader("What writing them takes")
     st.dataframe(comparison.costs(chosen, study), hide_index=True, key="costs")
 
@@ -89,7 +90,7 @@ def _difference(views: dict[str, View]) -> None:
         st.dataframe(changed.loc[order], key="difference_numbers")
 
 
-def _accuracy(study: Study, chosen: dict[str, Setting]) -> None:
+def _accuracy(study: Study, chosen: dict[str, Setting], views: dict[str, View]) -> None:
     st.subheader("Accuracy")
     if not evaluations.is_zoo(study):
         st.caption("The tasks that come with AWD Studio belong to the zoo; page Try reads others.")
@@ -105,9 +106,9 @@ def _accuracy(study: Study, chosen: dict[str, Setting]) -> None:
     sample = sample or next(iter(SAMPLES))
     found = _asked(study, chosen, sample)
     if all(found.values()):
-        _draw_accuracies(found, chosen)
+        _draw_accuracies(found, chosen, views)
     else:
-        _waiting(study, chosen, sample)
+        _waiting(study, chosen, views, sample)
 
 
 def _asked(
@@ -125,17 +126,19 @@ def _asked(
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
-def _waiting(study: Study, chosen: dict[str, Setting], sample: str) -> None:
+def _waiting(study: Study, chosen: dict[str, Setting], views: dict[str, View], sample: str) -> None:
     found = _asked(study, chosen, sample)
     known = sum(one is not None for one in found.values())
     if known == len(found):
         st.rerun()
     st.progress(known / len(found), text=f"{known} of {len(found)} evaluated")
-    _draw_accuracies(found, chosen)
+    _draw_accuracies(found, chosen, views)
 
 
 def _draw_accuracies(
-    found: dict[str, evaluations.Result | AwdError | None], chosen: dict[str, Setting]
+    found: dict[str, evaluations.Result | AwdError | None],
+    chosen: dict[str, Setting],
+    views: dict[str, View],
 ) -> None:
     for one in found.values():
         if isinstance(one, AwdError):
@@ -166,6 +169,28 @@ def _draw_accuracies(
             ).style.format("{:.1%}"),
             key="accuracies",
         )
+    _draw_drops(views, merges, experts)
+
+
+def _draw_drops(
+    views: dict[str, View],
+    merges: dict[str, evaluations.Result],
+    experts: evaluations.Result,
+) -> None:
+    """Interference of every expert against the accuracy that a merge takes from it."""
+    if not merges or len(experts) != next(iter(views.values())).n_experts:
+        return
+    name = list(merges)[-1]
+    table = drops(views[name], experts, merges[name])
+    chart(
+        drop_scatter(table, f"Does the expert that interferes more lose more? ({name})", theme()),
+        "drops",
+        "Interference of each expert against accuracy lost in the merge.",
+    )
+    found = correlation(table)
+    st.caption(found.warning or found.sentence)
+    with st.expander("The numbers of this picture", icon=":material/table:"):
+        st.dataframe(table, hide_index=True, key="drop_numbers")
 
 
 show()

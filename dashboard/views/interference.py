@@ -3,6 +3,9 @@
 import streamlit as st
 
 from analysis import figures, tables
+from analysis.clustering import clusters, expert_map, expert_tree
+from analysis.measures import measure
+from analysis.narrative import findings
 from analysis.overview import matrix_of, overview, overview_heatmap, shared_range
 from analysis.view import View
 from awd_core import Study
@@ -11,6 +14,7 @@ from dashboard.charts import chart, cosine_metric, matrices, theme
 from dashboard.latency import paint_first
 from dashboard.look import Look, Part, chosen_experts, chosen_look, chosen_part
 
+FINDINGS = 4  # as many as stand beside the overview
 COSINE_HELP = (
     "cos(τᵢ, τⱼ) = ⟨τᵢ, τⱼ⟩ / (‖τᵢ‖ ‖τⱼ‖), over all weights of the block. 0: the two experts use"
     " different directions and do not interfere. Positive: they share a direction, which a merge"
@@ -29,14 +33,14 @@ def show() -> None:
     if not tables.pair_by_block(view)["cosine"].notna().to_numpy().any():
         st.info("No block is moved by two experts: there is nothing to interfere.")
         return
-    findings, pictures = st.container(), st.container()
+    headline, pictures = st.container(), st.container()
     with pictures:
         _pictures(study, view)
-    with findings:
-        _findings(view)
+    with headline:
+        _headline(view)
 
 
-def _findings(view: View) -> None:
+def _headline(view: View) -> None:
     """The headline: the strongest pair, and what AWD changes."""
     pairs = tables.pair_by_block(view)
     strongest = pairs.loc[pairs["cosine"].abs().idxmax()]
@@ -76,19 +80,54 @@ def _pictures(study: Study, view: View) -> None:
     paint_first()
     with left:
         _overview(view, look, experts)
+        _findings(view)
     _tensors(view, part)
+    if study.n_experts > 2:
+        _alike(view)
+
+
+def _findings(view: View) -> None:
+    """What is worth saying of this study, strongest first, each with its number."""
+    st.subheader("What stands out")
+    for finding in findings(view, FINDINGS):
+        with st.expander(finding.text):
+            st.markdown(f"{finding.why} {finding.advice}")
+            st.caption(
+                f"{measure(finding.measure).title}: {finding.value:.4g}, said from"
+                f" {finding.threshold:.4g} on. {finding.source}."
+            )
+
+
+def _alike(view: View) -> None:
+    """Experts in order of likeness, as a map and as a tree."""
+    found = clusters(view)
+    st.subheader("Which experts are alike")
+    left, right = st.columns(2)
+    with left:
+        chart(
+            expert_map(found, theme=theme()),
+            "expert_map",
+            "Map of the experts: near ones share directions. In order of likeness: "
+            + ", ".join(found.ordered),
+        )
+    with right:
+        chart(
+            expert_tree(found, theme=theme()),
+            "expert_tree",
+            "Tree of the experts: where two branches meet is their mean distance.",
+        )
 
 
 def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> None:
     """K x K numbers of the chosen part, before and after AWD, on the overview's colour scale."""
-    measure = look.pair_measure
+    shown = look.pair_measure
     found = {
         heading: matrix_of(view, one, part.scope, part.label).loc[experts, experts]
-        for heading, one in measure.headings
+        for heading, one in shown.headings
     }
-    everywhere = [overview(view, one, "pairs") for _, one in measure.headings]
-    ends = shared_range(measure.before, *everywhere, *map(figures.without_diagonal, found.values()))
-    matrices(found, measure.before, ends, f"{measure.title}: every two experts in {part.words}")
+    everywhere = [overview(view, one, "pairs") for _, one in shown.headings]
+    ends = shared_range(shown.before, *everywhere, *map(figures.without_diagonal, found.values()))
+    matrices(found, shown.before, ends, f"{shown.title}: every two experts in {part.words}")
 
 
 def _overview(view: View, look: Look, experts: list[str]) -> None:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analysis.exhibits import FORMATS, MIME, Exhibit, Format, all_files, as_file, exhibits
+from analysis.report import Reviewed, html
 from analysis.view import View
 from dashboard import state
 from dashboard.charts import chart, theme
@@ -117,6 +118,16 @@ def _files(exhibit: Exhibit, view: View, setting: Setting) -> None:
         or "csv",
     )
     with st.container(horizontal=True):
+        st.download_button(
+            "Report (HTML, one file)",
+            partial(html, Reviewed(view.study, setting.recipe(view.study), view)),
+            "awd-report.html",
+            "text/html",
+            key="report_file",
+            help="Findings, figures, recipe and definitions; opens anywhere, without a network.",
+            icon=":material/article:",
+            on_click="ignore",
+        )
         st.download_button(
             f"This slide's numbers ({form})",
             partial(as_file, exhibit.table(view), form),

@@ -10,7 +10,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
-from analysis import figures, tables
+from analysis import figures, narrative, tables
+from analysis.clustering import clusters
 from analysis.overview import overview, rows_for
 from awd_core import zoo
 from awd_core.disentangle import PRESETS, alpha_path, match_norm
@@ -63,6 +64,20 @@ def test_the_overview_shows_the_cosine_of_every_pair_in_every_block(study: awd.S
     np.testing.assert_allclose(drawn, expected.loc[drawn.index, drawn.columns], atol=1e-6)
     heatmap = figure(test, "overview")["data"][0]
     assert heatmap["zmin"] == -heatmap["zmax"]
+
+
+def test_findings_and_the_map_of_experts_stand_beside_the_overview(study: awd.Study) -> None:
+    shown, test = view(study, **START), on("interference")
+    labels = [expander.label for expander in test.expander]
+    expected = [finding.text for finding in narrative.findings(shown, 4)]
+    assert expected
+    assert [label for label in labels if label in expected] == expected
+    drawn = figure(test, "expert_map")["data"][0]
+    places = np.stack([numbers(drawn["x"]), numbers(drawn["y"])], axis=1)
+    np.testing.assert_allclose(places, clusters(shown).places, atol=1e-9)
+    assert drawn["text"] == list(study.experts)
+    tree = figure(test, "expert_tree")["layout"]["xaxis"]["ticktext"]
+    assert tree == list(clusters(shown).ordered)
 
 
 @pytest.mark.parametrize("key", SHOWN)

@@ -332,6 +332,10 @@ def test_compare_evaluates_every_setting(study: awd.Study) -> None:
     shown = dict(zip(bars["A"]["x"], numbers(bars["A"]["y"]), strict=True))
     for one in found:
         assert shown[one.task] == pytest.approx(one.accuracy, abs=1e-6)
+    own = dict(zip(bars["own expert"]["x"], numbers(bars["own expert"]["y"]), strict=True))
+    now = dict(zip(bars["now"]["x"], numbers(bars["now"]["y"]), strict=True))
+    lost = numbers(figure(test, "drops")["data"][0]["y"])
+    assert lost == pytest.approx([own[task] - now[task] for task in zoo.TASK_KEYS], abs=1e-6)
 
 
 # --- Try -----------------------------------------------------------------------------------------

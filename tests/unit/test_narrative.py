@@ -166,5 +166,14 @@ def test_every_finding_cites_a_measure_a_threshold_and_a_source(tmp_path: Path) 
     assert not table.isna().to_numpy().any()
 
 
+def test_a_block_that_nobody_moved_is_not_talked_of(tmp_path: Path) -> None:
+    tau = vectors()
+    tau[NAMES[1]][:] = 0.0
+    found = findings(view_of(tmp_path, tau), 50)
+    assert found
+    assert all(np.isfinite(one.value) for one in found)
+    assert not any("block 1" in one.blocks for one in found)
+
+
 def test_one_expert_is_no_reason_to_fail(tmp_path: Path) -> None:
     assert findings(view_of(tmp_path, vectors(1)))
