@@ -6,10 +6,12 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -37,7 +39,10 @@ def child(one: Family, kind: str, out: Path, pause: float = 0.005) -> BaseProces
     begun = CONTEXT.Event()
     arguments = kind, out, one.base_path, one.expert_paths, begun, pause
     process = CONTEXT.Process(target=work, args=arguments)
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        # A child runs the main module first, and tests of pages leave the app as that.
+        patch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+        process.start()
     assert begun.wait(60)
     return process
 
