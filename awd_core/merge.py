@@ -332,9 +332,9 @@ class _Surveyed:
 
 def spread_tensors(plan: Plan, engine: Engine, tensors: Sequence[StoredTensor]) -> Tensors:
     """The same with every tensor a task of an engine, such as a cluster."""
-    survey = _survey(plan, tensors)
     # What only the card tells need not travel.
-    task = partial(_whole_tensor, replace(plan, disentangled=None), survey)
+    plan = replace(plan, disentangled=None)
+    task = partial(_whole_tensor, plan, _survey(plan, tensors))
     for tensor, blocks in zip(tensors, engine(task, tensors), strict=True):
         yield tensor, iter(blocks)
 

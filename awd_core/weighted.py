@@ -54,12 +54,11 @@ def weights(plan: "Plan", tensor: StoredTensor) -> np.ndarray:
 
 def weighted_tensors(plan: "Plan", tensors: Sequence[StoredTensor]) -> Tensors:
     """Tensors of the result, each as flat pieces in order; those that nobody changes are copied."""
-    merged = {tensor.name for tensor in plan.merged}
     parts = {tensor.name: _spans(plan, tensor) for tensor in tensors}
 
     def tasks() -> Iterator[tuple[Callable[[Span], torch.Tensor], Span]]:
         for tensor in tensors:
-            piece = _piece_of(plan, tensor, tensor.name in merged)
+            piece = _piece_of(plan, tensor, tensor.name in plan.merged_names)
             for span in parts[tensor.name]:
                 yield piece, span
 

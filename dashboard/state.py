@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 
 import awd_core as awd
+from analysis.clustering import Clusters, clusters
 from analysis.view import View
 from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
 from awd_core.disentangle import AlphaPath, match_norm
@@ -235,6 +236,16 @@ def alpha_path(study: Study) -> AlphaPath:
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _alpha_path(digest: str, _study: Study) -> AlphaPath:
     return solve_alpha_path(_study)
+
+
+def alike(study: Study) -> Clusters:
+    """Which experts are alike, by their task vectors before AWD: no slider changes it."""
+    return _alike(study.digest, study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _alike(digest: str, _study: Study) -> Clusters:
+    return clusters(View(_study, solved(_study, None), np.ones(_study.n_experts)))
 
 
 def coefficient_key(method: type[MergeMethod]) -> str:

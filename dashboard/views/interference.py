@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis import figures, tables
-from analysis.clustering import clusters, expert_map, expert_tree
+from analysis.clustering import expert_map, expert_tree
 from analysis.measures import measure
 from analysis.narrative import findings
 from analysis.overview import matrix_of, overview, overview_heatmap, shared_range
@@ -83,7 +83,7 @@ def _pictures(study: Study, view: View) -> None:
         _findings(view)
     _tensors(view, part)
     if study.n_experts > 2:
-        _alike(view)
+        _alike(study)
 
 
 def _findings(view: View) -> None:
@@ -98,9 +98,9 @@ def _findings(view: View) -> None:
             )
 
 
-def _alike(view: View) -> None:
+def _alike(study: Study) -> None:
     """Experts in order of likeness, as a map and as a tree."""
-    found = clusters(view)
+    found = state.alike(study)
     st.subheader("Which experts are alike")
     left, right = st.columns(2)
     with left:

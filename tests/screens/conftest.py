@@ -1,4 +1,4 @@
-"""The app in a real browser: `app_server`, `browser`, `page`.
+"""The zoo's `study`, and the app in a real browser: `app_server`, `browser`, `page`.
 
     def test_heatmap_is_drawn(app_server: AppServer, page: Page) -> None:
         page.goto(app_server.url)
@@ -9,11 +9,14 @@ A test that asks for `page` or `browser` carries the mark `browser` by itself.
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+import awd_core as awd
+from awd_core import zoo
 from tests.screens.server import NO_CHROMIUM, AppServer, find_chromium, open_browser, run_app
 
 
@@ -25,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
         if skip and item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason=NO_CHROMIUM))
+
+
+@pytest.fixture(scope="session")
+def study(awd_home: Path) -> awd.Study:
+    """The zoo's, as the app opens it."""
+    experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
+    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
 
 
 @pytest.fixture(scope="session")

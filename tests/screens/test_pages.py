@@ -35,13 +35,6 @@ from tests.screens.pages import (
     view,
 )
 
-
-@pytest.fixture(scope="module")
-def study(awd_home: Path) -> awd.Study:
-    experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
-    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
-
-
 PAGES = ("interference", "tune", "merge", "open")
 
 

@@ -39,12 +39,6 @@ from tests.screens.pages import (
 )
 
 
-@pytest.fixture(scope="module")
-def study(awd_home: Path) -> awd.Study:
-    experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
-    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
-
-
 def recipe_of(test: AppTest) -> awd.Recipe:
     return awd.Recipe.from_yaml(test.switch_page("views/merge.py").run().code[0].value)
 
