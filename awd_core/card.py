@@ -2,18 +2,15 @@
 
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
 
 import yaml
 
 from awd_core.disentangle import Disentangled, Settings
 from awd_core.disentangle.settings import PAPER_ALPHA, RELATIVE_ALPHA
-
-if TYPE_CHECKING:
-    from awd_core.merge import Plan
+from awd_core.plan import Plan
 
 
-def model_card(plan: "Plan") -> str:
+def model_card(plan: Plan) -> str:
     """README.md with the metadata that the Hugging Face hub reads."""
     front = yaml.safe_dump(
         {
@@ -49,7 +46,7 @@ of every input and output, and `awd verify` checks them.
 """
 
 
-def _by_block(plan: "Plan") -> str:
+def _by_block(plan: Plan) -> str:
     """Blocks in which the coefficients are others."""
     factors = plan.recipe.block_factors
     if not factors:
@@ -58,7 +55,7 @@ def _by_block(plan: "Plan") -> str:
     return f"\nIn some blocks every coefficient is multiplied: {listed}.\n"
 
 
-def _base_models(plan: "Plan") -> list[str]:
+def _base_models(plan: Plan) -> list[str]:
     """Hub ids where they are known; a path on this machine would mean nothing to a reader."""
     sources = [plan.recipe.base, *plan.recipe.experts]
     ids = [source.partition("@")[0] for source in sources if _is_hub_id(source)]
@@ -73,7 +70,7 @@ def _is_hub_id(source: str) -> bool:
     return ":" not in source and not Path(source).expanduser().exists()
 
 
-def _without_paths(plan: "Plan") -> str:
+def _without_paths(plan: Plan) -> str:
     shown = plan.recipe.model_copy(
         update={
             "base": _public_name(plan.recipe.base),
@@ -88,13 +85,13 @@ def _public_name(source: str) -> str:
     return path.name if path.exists() else source
 
 
-def _equalised(plan: "Plan") -> str:
+def _equalised(plan: Plan) -> str:
     if not plan.recipe.equalise_norms:
         return ""
     return "\nFirst every task vector was scaled to their mean length.\n"
 
 
-def _awd(plan: "Plan") -> str:
+def _awd(plan: Plan) -> str:
     settings = plan.recipe.disentangle
     if settings is None:
         return ""
@@ -180,7 +177,7 @@ def _effect(disentangled: Disentangled | None) -> str:
     )
 
 
-def _kept(plan: "Plan") -> str:
+def _kept(plan: Plan) -> str:
     kept = [tensor.name for tensor in plan.tensors if tensor.name in plan.excluded]
     if not kept:
         return ""

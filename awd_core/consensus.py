@@ -1,12 +1,75 @@
 """What methods that trim and elect signs share, on pieces (K, rows, columns)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from awd_core.magnitude import magnitude_bits
+from awd_core import merge_kernels
+from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
+from awd_core.vectors import Piece, StoredVectors
 
 MERGES = ("mean", "sum", "max")
+
+
+@dataclass(frozen=True)
+class Election:
+    """How vectors are trimmed, signs elected, and what agrees is merged.
+
+    With t_k = v_k where |v_k| is at least its floor, else 0, g = sign(sum_k e_k t_k) and
+    A = {k: e_k t_k g > 0}:
+
+        merged = scale sum_{k in A} s_k e_k t_k / d,    d = sum_{k in A} d_k
+
+    Attributes:
+        floors: Smallest |v_k| kept, compared in float32, (K,) float32; infinity keeps nothing.
+        election: e_k, (K,).
+        shares: s_k, (K,).
+        divisors: d_k, (K,); None to divide by nothing.
+        cancelled: Where |d| is no larger, nothing is divided by.
+        tie: The sign elected where the sum is exactly 0.
+        scale: Multiplies the result.
+    """
+
+    floors: np.ndarray
+    election: np.ndarray
+    shares: np.ndarray
+    divisors: np.ndarray | None = None
+    cancelled: float = 0.0
+    tie: float = 1.0
+    scale: float = 1.0
+
+    def of(self, piece: Piece) -> torch.Tensor:
+        """The merged task vector of one piece, (rows, columns)."""
+        return self._as_tensors(piece) if piece.stored is None else self._compiled(piece.stored)
+
+    def _compiled(self, stored: StoredVectors) -> torch.Tensor:
+        merged = np.empty(stored.n)
+        finite = merge_kernels.elected_sum(
+            stored.for_kernels,
+            stored.n,
+            exact_floors(self.floors),
+            self.election,
+            self.shares,
+            np.empty(0) if self.divisors is None else self.divisors,
+            self.cancelled,
+            self.tie,
+            self.scale,
+            merged,
+        )
+        if not finite:
+            stored.require_finite()
+        return torch.from_numpy(merged).view(-1, stored.columns)
+
+    def _as_tensors(self, piece: Piece) -> torch.Tensor:
+        weighted = trim(piece.task_vectors, self.floors) * columns(self.election, piece.base)
+        agrees = (weighted * elect(weighted, self.tie)) > 0
+        total = sum_over_experts(weighted * agrees * columns(self.shares, weighted))
+        if self.divisors is not None:
+            divisor = sum_over_experts(columns(self.divisors, weighted) * agrees)
+            total /= torch.where(divisor.abs() <= self.cancelled, 1.0, divisor)
+        return total * self.scale
 
 
 def trim(task_vectors: torch.Tensor, floors: np.ndarray) -> torch.Tensor:

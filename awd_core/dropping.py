@@ -1,12 +1,16 @@
 """Random dropping, and sums over a tensor that do not depend on how it was cut."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
+from awd_core import merge_kernels
+from awd_core.consensus import columns
 from awd_core.gram import SEGMENT
-from awd_core.random_masks import stream_key, uniforms
+from awd_core.method import sum_over_experts
+from awd_core.random_masks import BITS, stream_key, uniforms
 from awd_core.vectors import Piece, TensorVectors
 
 
@@ -26,12 +30,57 @@ def dropped(piece: Piece, drop: float) -> torch.Tensor:
     return piece.task_vectors * (random_numbers(piece) >= drop)
 
 
+def sum_of_kept(piece: Piece, drop: float, multipliers: np.ndarray) -> torch.Tensor:
+    """`sum_k l_k m_k v_k`, m_k the entries that are not dropped, (rows, columns)."""
+    stored = piece.stored
+    if stored is None:
+        return sum_over_experts(dropped(piece, drop) * columns(multipliers, piece.base))
+    merged = np.empty(stored.n)
+    of_expert = keys(piece, len(multipliers))
+    where = stored.for_kernels, stored.n, of_expert, limit(drop)
+    if not merge_kernels.kept_sum(*where, multipliers, merged):
+        stored.require_finite()
+    return torch.from_numpy(merged).view(-1, stored.columns)
+
+
+def magnitudes_of_kept(tensor: TensorVectors, drop: float) -> tuple[np.ndarray, np.ndarray]:
+    """`||v_k||_1` before and after dropping, (K,) each. One sweep.
+
+    Raises:
+        AwdError: A weight is not finite.
+    """
+
+    def sums(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        stored = piece.stored
+        if stored is None:
+            return row_sums(piece.task_vectors.abs()), row_sums(dropped(piece, drop).abs())
+        n_rows = stored.n // stored.columns
+        before, after = np.empty((2, tensor.n_experts, n_rows))
+        where = stored.for_kernels, stored.n, keys(piece, tensor.n_experts), limit(drop)
+        if not merge_kernels.kept_magnitudes(*where, before, after):
+            stored.require_finite()
+        return before, after
+
+    before, after = zip(*tensor.each(sums), strict=True)
+    return total(before), total(after)
+
+
+def keys(piece: Piece, n_experts: int) -> np.ndarray:
+    """Where the random streams of a piece's tensor start, one for every expert, (K,) uint64."""
+    found = [stream_key(piece.seed, expert, piece.name) for expert in range(n_experts)]
+    return np.array(found, dtype=np.uint64)
+
+
+def limit(drop: float) -> np.uint64:
+    """Smallest upper bits of a random number that is not dropped: u >= p as whole numbers."""
+    return np.uint64(math.ceil(drop * 2.0**BITS))
+
+
 def l1_ratio(tensor: TensorVectors, keep: Callable[[Piece], torch.Tensor]) -> np.ndarray:
     """`||tau_k||_1 / ||keep(tau_k)||_1`, (K,); 0 where nothing is kept. One sweep."""
-    pairs = [
-        (row_sums(piece.task_vectors.abs()), row_sums(keep(piece).abs()))
-        for piece in tensor.sweep()
-    ]
+    pairs = tensor.each(
+        lambda piece: (row_sums(piece.task_vectors.abs()), row_sums(keep(piece).abs()))
+    )
     before, after = (total(parts) for parts in zip(*pairs, strict=True))
     return np.divide(before, after, out=np.zeros_like(after), where=after > 0)
 

@@ -1,17 +1,13 @@
 """Merged weights in the type they are written in, or a refusal: no NaN, no infinity is written."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from awd_core.checkpoints import StoredTensor
 from awd_core.errors import OutputError, not_finite
-
-if TYPE_CHECKING:
-    from awd_core.merge import Plan
+from awd_core.plan import Plan
 
 
-def in_final_type(plan: "Plan", tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
+def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
     """A block of the result in its final type.
 
     Raises:
@@ -24,7 +20,7 @@ def in_final_type(plan: "Plan", tensor: StoredTensor, block: torch.Tensor) -> to
 
 
 def refuse_not_finite(
-    plan: "Plan", tensor: StoredTensor, block: torch.Tensor, final: torch.Tensor
+    plan: Plan, tensor: StoredTensor, block: torch.Tensor, final: torch.Tensor
 ) -> None:
     """Say what is not finite.
 

@@ -100,11 +100,11 @@ def _to_float16(builder: Any, doubles: Any) -> Any:
     return builder.fptrunc(builder.fptrunc(doubles, _SINGLES), _HALVES)
 
 
-_load_float64 = _loader(_DOUBLES, lambda builder, doubles: doubles)
+load_lanes = _loader(_DOUBLES, lambda builder, doubles: doubles)
 _load_float32 = _loader(_SINGLES, lambda builder, singles: builder.fpext(singles, _DOUBLES))
 _load_bfloat16 = _loader(_SHORTS, _from_bfloat16)
 _load_float16 = _loader(_HALVES, _from_float16)
-_store_float64 = _storer(_DOUBLES, lambda builder, doubles: doubles)
+store_lanes = _storer(_DOUBLES, lambda builder, doubles: doubles)
 _store_float32 = _storer(_SINGLES, lambda builder, doubles: builder.fptrunc(doubles, _SINGLES))
 _store_bfloat16 = _storer(_SHORTS, _to_bfloat16)
 _store_float16 = _storer(_HALVES, _to_float16)
@@ -131,7 +131,7 @@ def _stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
         return _load_float32(data, offset // 4 + position)
     if code == FLOAT16:
         return _load_float16(data, offset // 2 + position)
-    return _load_float64(data, offset // 8 + position)
+    return load_lanes(data, offset // 8 + position)
 
 
 @numba.njit(inline="always", **_JIT)
@@ -144,11 +144,11 @@ def _store(data: np.ndarray, code: int, position: int, lanes: Any) -> None:
     elif code == FLOAT16:
         _store_float16(data, position, lanes)
     else:
-        _store_float64(data, position, lanes)
+        store_lanes(data, position, lanes)
 
 
 @numba.njit(**_JIT)
-def _widen_block(
+def widen_block(
     data: np.ndarray,
     offsets: np.ndarray,
     codes: np.ndarray,
@@ -160,18 +160,18 @@ def _widen_block(
 ) -> None:
     """Base and task vectors of elements `start:start + n` of a chunk, in whole groups of lanes."""
     for j in range(0, n, LANES):
-        _store_float64(base, j, _stored(data, offsets[0], codes[0], start + j))
+        store_lanes(base, j, _stored(data, offsets[0], codes[0], start + j))
     for k in range(len(task_vectors)):
         vector, offset, code = task_vectors[k], offsets[k + 1], codes[k + 1]
         if code == NOTHING:
             vector[:n] = 0.0
         elif is_vector[k + 1]:
             for j in range(0, n, LANES):
-                _store_float64(vector, j, _stored(data, offset, code, start + j))
+                store_lanes(vector, j, _stored(data, offset, code, start + j))
         else:
             for j in range(0, n, LANES):
                 own = _stored(data, offset, code, start + j)
-                _store_float64(vector, j, own - _load_float64(base, j))
+                store_lanes(vector, j, own - load_lanes(base, j))
 
 
 @numba.njit(**_JIT)
@@ -195,14 +195,14 @@ def task_vectors(
     for start in range(0, n, SEGMENT):
         size = min(SEGMENT, n - start)
         stop = start + size
-        _widen_block(
+        widen_block(
             data, offsets, codes, is_vector, start, size, base[start:stop], out[:, start:stop]
         )
         for j in range(start, stop, LANES):
-            number = _load_float64(base, j)
+            number = load_lanes(base, j)
             strange = strange + (number - number)
             for k in range(len(out)):
-                number = _load_float64(out[k], j)
+                number = load_lanes(out[k], j)
                 strange = strange + (number - number)
     store(lanes, 0, strange)
     return bool(np.all(lanes == 0.0))
@@ -226,10 +226,10 @@ def _add_weighted(
     for j in range(0, n, LANES):
         own = _stored(data, offset, code, start + j)
         if not is_vector:
-            own = own - _load_float64(base, j)
+            own = own - load_lanes(base, j)
         if not alike:
-            weight = _load_float64(weights, j)
-        _store_float64(total, j, multiply_add(weight, own, _load_float64(total, j)))
+            weight = load_lanes(weights, j)
+        store_lanes(total, j, multiply_add(weight, own, load_lanes(total, j)))
 
 
 @numba.njit(**_JIT)
@@ -273,14 +273,14 @@ def weighted_sum(
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         for j in range(0, length, LANES):
-            _store_float64(base, j, _stored(data, offsets[0], codes[0], start + j))
+            store_lanes(base, j, _stored(data, offsets[0], codes[0], start + j))
         total[:] = 0.0
         for k in range(len(weights)):
             if codes[k + 1] == NOTHING:
                 continue
             own = weights[k]
             if weights.shape[1] > 1:
-                _spread(weights[k], first + start, columns, length, spread)
+                spread_rows(weights[k], first + start, columns, length, spread)
                 own = spread
             _add_weighted(
                 data,
@@ -294,7 +294,7 @@ def weighted_sum(
                 total,
             )
         for j in range(0, length, LANES):
-            update, own_base = _load_float64(total, j), _load_float64(base, j)
+            update, own_base = load_lanes(total, j), load_lanes(base, j)
             merged = _unless_zero(update, own_base + update, own_base)
             strange = strange + (merged - merged)
             most = pick_less(most, size(merged), size(merged), most)
@@ -306,7 +306,7 @@ def weighted_sum(
 
 
 @numba.njit(**_JIT)
-def _spread(weights: np.ndarray, first: int, columns: int, n: int, out: np.ndarray) -> None:
+def spread_rows(weights: np.ndarray, first: int, columns: int, n: int, out: np.ndarray) -> None:
     """The weight of each element's row, for n elements from position `first` of the tensor on."""
     row, column = first // columns, first % columns
     j = 0
@@ -339,14 +339,14 @@ def _add_products(
             b0, b1, b2, b3 = vectors[j], vectors[j + 1], vectors[j + 2], vectors[j + 3]
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = splat(0.0)
             for column in range(start, whole, LANES):
-                x, y = _load_float64(a0, column), _load_float64(a1, column)
-                z = _load_float64(b0, column)
+                x, y = load_lanes(a0, column), load_lanes(a1, column)
+                z = load_lanes(b0, column)
                 s00, s10 = multiply_add(x, z, s00), multiply_add(y, z, s10)
-                z = _load_float64(b1, column)
+                z = load_lanes(b1, column)
                 s01, s11 = multiply_add(x, z, s01), multiply_add(y, z, s11)
-                z = _load_float64(b2, column)
+                z = load_lanes(b2, column)
                 s02, s12 = multiply_add(x, z, s02), multiply_add(y, z, s12)
-                z = _load_float64(b3, column)
+                z = load_lanes(b3, column)
                 s03, s13 = multiply_add(x, z, s03), multiply_add(y, z, s13)
             store(lanes, 0, s00)
             store(lanes, 1, s01)
@@ -402,7 +402,7 @@ def row_grams(
         end = min(n, (row + rows) * columns)
         for first in range(row * columns, end, SEGMENT):
             size = min(SEGMENT, end - first)
-            _widen_block(data, offsets, codes, is_vector, first, size, base[0], vectors[:n_experts])
+            widen_block(data, offsets, codes, is_vector, first, size, base[0], vectors[:n_experts])
             length = columns if at_once > 1 else size
             for r in range(rows):
                 left, right = r * length, min(size, (r + 1) * length)

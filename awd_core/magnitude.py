@@ -6,11 +6,13 @@ finds the number itself: two sweeps, exact, 256 kB of state per expert.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
 
-from awd_core import element_kernels
+from awd_core import element_kernels, merge_kernels
+from awd_core.vectors import Piece, TensorVectors, Vectors
 
 N_BINS = 1 << 16
 
@@ -64,22 +66,102 @@ def kth_largest_magnitudes(
 
     Cost: two sweeps.
     """
-    upper = np.zeros((n_experts, N_BINS), dtype=np.int64)
-    for vectors in sweep():
-        upper += upper_histogram(vectors)
+
+    def upper(counts: np.ndarray) -> None:
+        for vectors in sweep():
+            counts += upper_histogram(vectors)
+
+    def lower(bins: np.ndarray, counts: np.ndarray) -> None:
+        for vectors in sweep():
+            add_lower_histogram(vectors, bins, counts)
+
+    return _kth_largest(upper, lower, rank, n_experts)
+
+
+def kth_largest_of(model: TensorVectors | Vectors, rank: int) -> np.ndarray:
+    """The `rank`-th largest |v_k| of every expert, (K,) float32, of a tensor or a whole model.
+
+    As `kth_largest_magnitudes`, with pieces in all threads and from stored weights where possible.
+
+    Raises:
+        AwdError: A weight is not finite.
+    """
+
+    def count(function: Callable[[Piece, np.ndarray], None], counts: np.ndarray) -> None:
+        # Counts add up in any order, so a thread takes whichever histogram is free.
+        free: list[np.ndarray] = [counts]
+        made: list[np.ndarray] = []
+
+        def add(piece: Piece) -> None:
+            try:
+                own = free.pop()
+            except IndexError:
+                made.append(own := np.zeros_like(counts))
+            function(piece, own)
+            free.append(own)
+
+        for _ in model.each(add):
+            pass
+        for own in made:
+            counts += own
+
+    def add_upper(piece: Piece, counts: np.ndarray) -> None:
+        stored = piece.stored
+        if stored is None:
+            counts += upper_histogram(piece.task_vectors)
+        elif not merge_kernels.upper_histogram(stored.for_kernels, stored.n, counts):
+            stored.require_finite()
+
+    def lower(bins: np.ndarray, counts: np.ndarray) -> None:
+        def add_lower(piece: Piece, counts: np.ndarray) -> None:
+            stored = piece.stored
+            if stored is None:
+                add_lower_histogram(piece.task_vectors, bins, counts)
+            else:
+                merge_kernels.lower_histogram(stored.for_kernels, stored.n, bins, counts)
+
+        count(add_lower, counts)
+
+    return _kth_largest(partial(count, add_upper), lower, rank, model.n_experts)
+
+
+def _kth_largest(
+    upper: Callable[[np.ndarray], None],
+    lower: Callable[[np.ndarray, np.ndarray], None],
+    rank: int | Callable[[int], int],
+    n_experts: int,
+) -> np.ndarray:
+    counts = np.zeros((n_experts, N_BINS), dtype=np.int64)
+    upper(counts)
     if callable(rank):
-        rank = rank(int(upper[0].sum()))
+        rank = rank(int(counts[0].sum()))
     if not rank:
         return np.full(n_experts, np.inf, np.float32)
-    bins, ranks = zip(*(bin_of_rank(row, rank) for row in upper), strict=True)
-    lower = np.zeros((n_experts, N_BINS), dtype=np.int64)
-    for vectors in sweep():
-        bits = magnitude_bits(vectors).flatten(1)
-        for index, row in enumerate(bits):
-            inside = row[(row >> 16) == bins[index]] & 0xFFFF
-            lower[index] += torch.bincount(inside, minlength=N_BINS).cpu().numpy()
+    found = [bin_of_rank(row, rank) for row in counts]
+    bins = np.array([place for place, _ in found], dtype=np.int32)
+    counts[:] = 0
+    lower(bins, counts)
     patterns = [
-        (bins[index] << 16) | bin_of_rank(lower[index], ranks[index])[0]
-        for index in range(n_experts)
+        (place << 16) | bin_of_rank(row, inside)[0]
+        for row, (place, inside) in zip(counts, found, strict=True)
     ]
     return np.array(patterns, dtype=np.int32).view(np.float32)
+
+
+def add_lower_histogram(vectors: torch.Tensor, bins: np.ndarray, counts: np.ndarray) -> None:
+    """Count the lower 16 bits of the |v| whose upper 16 bits are `bins[k]`."""
+    for row, place, own in zip(magnitude_bits(vectors).flatten(1), bins, counts, strict=True):
+        inside = row[(row >> 16) == int(place)] & 0xFFFF
+        own += torch.bincount(inside, minlength=N_BINS).cpu().numpy()
+
+
+def exact_floors(floors: np.ndarray) -> np.ndarray:
+    """The smallest float64 numbers that round to at least these float32 numbers, (K,) float64.
+
+    Halfway numbers round to the even one of two neighbours. 0 for 0, infinity for infinity.
+    """
+    below = np.nextafter(floors, np.float32(0)).astype(np.float64)
+    halfway = (floors.astype(np.float64) + below) / 2
+    rounds_up = halfway.astype(np.float32) >= floors
+    exact = np.where(rounds_up, halfway, np.nextafter(halfway, np.inf))
+    return np.where((floors == 0) | np.isinf(floors), floors, exact)

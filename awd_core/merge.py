@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,118 +20,26 @@ from awd_core.checkpoints import (
     preflight,
 )
 from awd_core.collect import collect, study_digest
-from awd_core.disentangle import Disentangled, solve, solve_dense
+from awd_core.disentangle import solve, solve_dense
 from awd_core.dropping import row_sums, total
 from awd_core.errors import OutputError, RecipeError, nearest
 from awd_core.final_type import in_final_type
 from awd_core.layout import blocks as block_names
-from awd_core.linear_algebra import LowRank
 from awd_core.lines import block_scales
-from awd_core.method import LinearMethod, MergeMethod, sum_over_experts
+from awd_core.method import sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
 from awd_core.parallel import Engine
+from awd_core.plan import Plan
+from awd_core.planned_vectors import model_vectors, tensor_vectors
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
-from awd_core.spectral import spectral_redundant
-from awd_core.stream import (
-    Chunk,
-    chunks,
-    read_as_stored,
-    read_base,
-    resolve_device,
-    row_blocks,
-    spans,
-)
+from awd_core.stream import read_as_stored, read_base, resolve_device, row_blocks, spans
 from awd_core.study import Study, equalise_norms
-from awd_core.vectors import Piece, TensorVectors, Vectors
+from awd_core.vectors import Piece, TensorVectors
 from awd_core.weighted import Tensors, is_weighted_sum, weighted_tensors
 from awd_core.writer import Shard, shards, write_model
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a merge will do, before it does anything.
-
-    Attributes:
-        recipe: What was asked for.
-        base: The base, opened.
-        experts: The experts, opened, in order.
-        method: The method with its knobs.
-        coefficients: lambda_k, (K,).
-        tensors: Every tensor of the base, in file order; all are written.
-        excluded: Names that stay as they are in the base.
-        redundant: c for every merged tensor, (1, K) or (rows, K); None without AWD.
-        disentangled: The AWD solution behind `redundant`.
-        dense: delta of every merged tensor, where it is no combination of task vectors.
-        device: Where the arithmetic runs.
-        scales: What every task vector is multiplied with first, (K,); None for nothing.
-        factors: What every lambda is multiplied with in a tensor, where that is not 1.
-    """
-
-    recipe: Recipe
-    base: Checkpoint
-    experts: tuple[Checkpoint, ...]
-    method: MergeMethod
-    coefficients: np.ndarray
-    tensors: tuple[StoredTensor, ...]
-    excluded: frozenset[str]
-    redundant: dict[str, np.ndarray] | None
-    disentangled: Disentangled | None
-    device: torch.device
-    dense: dict[str, torch.Tensor] | None = None
-    scales: np.ndarray | None = None
-    factors: Mapping[str, float] = field(default_factory=dict)
-
-    def coefficients_of(self, tensor: StoredTensor) -> np.ndarray:
-        """lambda_k in one tensor, (K,)."""
-        return self.coefficients * self.factors.get(tensor.name, 1.0)
-
-    @property
-    def merged(self) -> tuple[StoredTensor, ...]:
-        """The tensors that an expert changes; the others are copied from the base."""
-        return tuple(
-            tensor
-            for tensor in self.tensors
-            if tensor.is_float
-            and tensor.name not in self.excluded
-            and any(expert.touches(tensor.name) for expert in self.experts)
-        )
-
-    @cached_property
-    def merged_names(self) -> frozenset[str]:
-        """Their names."""
-        return frozenset(tensor.name for tensor in self.merged)
-
-    @property
-    def n_elements(self) -> int:
-        """Elements of one task vector, zeros included, as methods that rank them count them."""
-        return sum(
-            tensor.n_elements
-            for tensor in self.tensors
-            if tensor.is_float and tensor.name not in self.excluded
-        )
-
-    @property
-    def sole_expert(self) -> int | None:
-        """The one expert that the result is, when all multipliers but one are 0 and that is 1.
-
-        Its weights are then copied: theta_0 + (theta_k - theta_0) differs from theta_k in the last
-        bit where theta_k is more than 2^29 times smaller than theta_0.
-        """
-        recipe = self.recipe
-        changed = recipe.disentangle or recipe.equalise_norms or recipe.lines or self.factors
-        if changed or not isinstance(self.method, LinearMethod):
-            return None
-        multipliers = self.method.multipliers(self.coefficients)
-        index = int(np.argmax(multipliers))
-        alone = multipliers[index] == 1.0 and np.count_nonzero(multipliers) == 1
-        return index if alone else None
-
-    def out_dtype(self, tensor: StoredTensor) -> torch.dtype:
-        """Type that a tensor is written in."""
-        if self.recipe.dtype == "base" or not tensor.is_float:
-            return tensor.dtype
-        return getattr(torch, self.recipe.dtype)
+Result = TypeVar("Result")
 
 
 def merge(
@@ -349,17 +257,19 @@ def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
     merges = any(tensor.name in plan.merged_names for tensor in tensors)
     if plan.sole_expert is not None or is_weighted_sum(plan) or not merges:
         return _Surveyed()
-    found = plan.method.survey(_vectors(plan))
+    found = plan.method.survey(model_vectors(plan))
     return _Surveyed(found, layer_scales(plan, found))
 
 
 def _final_blocks(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> Iterator[torch.Tensor]:
     if tensor.name in plan.merged_names:
-        scale = survey.scales.get(tensor.name, 1.0)
-        blocks = _merged_blocks(plan, tensor, survey.found, scale)
-    else:
-        blocks = (read_as_stored(tensor, span) for span in spans(tensor))
-    return (in_final_type(plan, tensor, block).cpu().flatten() for block in blocks)
+        return _merged_blocks(plan, tensor, survey)
+    blocks = (read_as_stored(tensor, span) for span in spans(tensor))
+    return (_final(plan, tensor, block) for block in blocks)
+
+
+def _final(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
+    return in_final_type(plan, tensor, block).cpu().flatten()
 
 
 def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:
@@ -374,31 +284,42 @@ def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.
     return state
 
 
-def _merged_blocks(
-    plan: Plan, tensor: StoredTensor, survey: Any, scale: float
-) -> Iterator[torch.Tensor]:
+def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: _Surveyed) -> Iterator[torch.Tensor]:
     if plan.sole_expert is not None:
         counterpart = plan.experts[plan.sole_expert].tensor(tensor)
         for start, stop in row_blocks(tensor):
             base = read_base(tensor, start, stop, plan.device)
-            yield counterpart.weights(start, stop, base)
+            yield _final(plan, tensor, counterpart.weights(start, stop, base))
     elif tensor.n_elements:
-        vectors = _tensor_vectors(plan, tensor)
-        for piece, update in _updates(plan, vectors, survey, plan.coefficients_of(tensor)):
+        scale = survey.scales.get(tensor.name, 1.0)
+
+        def merged(piece: Piece, update: torch.Tensor) -> torch.Tensor:
             update = update * scale if scale != 1 else update
             # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
-            yield torch.where(update == 0, piece.base, piece.base + update)
+            return _final(plan, tensor, torch.where(update == 0, piece.base, piece.base + update))
+
+        vectors = tensor_vectors(plan, tensor)
+        yield from _updates(plan, vectors, survey.found, plan.coefficients_of(tensor), merged)
 
 
 def _updates(
-    plan: Plan, vectors: TensorVectors, survey: Any, coefficients: np.ndarray
-) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Every piece of a tensor with its merged task vector."""
+    plan: Plan,
+    vectors: TensorVectors,
+    survey: Any,
+    coefficients: np.ndarray,
+    then: Callable[[Piece, torch.Tensor], Result],
+) -> Iterator[Result]:
+    """What is made of every piece of a tensor and its merged task vector."""
     method = plan.method
     prepared = method.prepare(survey, vectors)
-    pieces = vectors.sweep() if method.reads_pieces(vectors) else vectors.bases()
-    for piece in pieces:
-        yield piece, method.combine(prepared, piece, coefficients)
+
+    def update(piece: Piece) -> Result:
+        return then(piece, method.combine(prepared, piece, coefficients))
+
+    # Products of matrices use all cores by themselves.
+    if not method.reads_pieces(vectors):
+        return map(update, vectors.bases())
+    return vectors.each(update)
 
 
 def layer_scales(plan: Plan, survey: Any) -> dict[str, float]:
@@ -410,142 +331,13 @@ def layer_scales(plan: Plan, survey: Any) -> dict[str, float]:
     if first is None:
         before, after = 0.0, 0.0
         ones = np.ones(len(plan.experts))
-        for vectors in _vectors(plan).tensors():
-            before += total(row_sums(sum_over_experts(v).abs()) for v in vectors.task_vectors())
-            updates = _updates(plan, vectors, survey, ones)
-            after += total(row_sums(update.abs()) for _, update in updates)
+        for vectors in model_vectors(plan).tensors():
+            magnitudes = lambda piece: row_sums(sum_over_experts(piece.task_vectors).abs())  # noqa: E731
+            before += total(vectors.each(magnitudes))
+            merged = lambda _, update: row_sums(update.abs())  # noqa: E731
+            after += total(_updates(plan, vectors, survey, ones, merged))
         first = before / after / len(plan.experts) if after else 0.0
     return block_scales([tensor.name for tensor in plan.tensors], float(first), lines.slope)
-
-
-def _disentangled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[tuple[Chunk, torch.Tensor]]:
-    """Every chunk of one tensor with its v_k = tau_k - delta; tau_k itself without AWD."""
-    delta = _whole_redundant(plan, tensor)
-    for chunk in _scaled_chunks(plan, tensor):
-        if delta is not None:
-            yield chunk, chunk.task_vectors - delta[chunk.start : chunk.stop]
-        elif plan.redundant is not None:
-            yield chunk, chunk.task_vectors - _redundant(plan, chunk)
-        else:
-            yield chunk, chunk.task_vectors
-
-
-def _scaled_chunks(plan: Plan, tensor: StoredTensor) -> Iterator[Chunk]:
-    """Every chunk of one tensor, with task vectors of equal norm where the recipe asks for it."""
-    for chunk in chunks(tensor, plan.experts, plan.device):
-        yield replace(chunk, scales=plan.scales)
-
-
-def _whole_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
-    """delta of a tensor where no chunk has enough to know its part of it, (rows, columns)."""
-    if not tensor.n_elements:
-        return None
-    if plan.dense is not None:
-        delta = plan.dense[tensor.name].reshape(tensor.matrix_shape)
-        return delta.to(plan.device, torch.float64)
-    settings = plan.recipe.disentangle
-    is_matrix = len(tensor.shape) >= 2
-    if settings is None or settings.granularity != "spectral" or not is_matrix:
-        return None
-    assert plan.redundant is not None
-    c = plan.redundant[tensor.name]
-    if not c.any():
-        return torch.zeros(tensor.matrix_shape, dtype=torch.float64, device=plan.device)
-    return spectral_redundant(tensor, plan.experts, plan.device, c)
-
-
-def _redundant(plan: Plan, chunk: Chunk) -> torch.Tensor:
-    """delta = sum_j c_j tau_j on one chunk, (rows, columns)."""
-    assert plan.redundant is not None
-    c = plan.redundant[chunk.tensor.name]
-    rows = c[chunk.start : chunk.stop] if len(c) > 1 else c
-    coefficients = torch.from_numpy(rows.T.copy()).to(chunk.base.device)[:, :, None]
-    return sum_over_experts(
-        c_k * vector for c_k, vector in zip(coefficients, chunk.task_vectors, strict=True)
-    )
-
-
-def _vectors(plan: Plan) -> Vectors:
-    def tensors() -> Iterator[TensorVectors]:
-        for tensor in plan.merged:
-            if tensor.n_elements:
-                yield _tensor_vectors(plan, tensor)
-
-    return Vectors(len(plan.experts), plan.n_elements, tensors)
-
-
-def _tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
-    seed = plan.recipe.seed
-
-    def sweep() -> Iterator[Piece]:
-        for chunk, vectors in _disentangled_chunks(plan, tensor):
-            yield Piece(tensor.name, chunk.start, chunk.base, vectors, seed)
-
-    def bases() -> Iterator[Piece]:
-        # As chunks of no expert: what is not finite is refused.
-        for chunk in chunks(tensor, [], plan.device):
-            nothing = chunk.base.new_empty((len(plan.experts), 0, 0))
-            yield Piece(tensor.name, chunk.start, chunk.base, nothing, seed)
-
-    redundant = cache(lambda: _tensor_redundant(plan, tensor))
-
-    def matrix(index: int) -> torch.Tensor:
-        vector = _whole(plan, tensor, index)
-        if plan.scales is not None:
-            vector *= float(plan.scales[index])
-        delta = redundant()
-        return vector if delta is None else vector.sub_(delta)
-
-    def low_rank(index: int) -> LowRank | None:
-        return _low_rank(plan, tensor, index)
-
-    n_experts = len(plan.experts)
-    return TensorVectors(tensor.name, tensor.shape, n_experts, sweep, matrix, bases, seed, low_rank)
-
-
-def _whole(plan: Plan, tensor: StoredTensor, index: int) -> torch.Tensor:
-    whole = torch.empty(tensor.matrix_shape, dtype=torch.float64, device=plan.device)
-    for chunk in chunks(tensor, [plan.experts[index]], plan.device):
-        whole[chunk.start : chunk.stop] = chunk.task_vectors[0]
-    return whole
-
-
-def _low_rank(plan: Plan, tensor: StoredTensor, index: int) -> LowRank | None:
-    """v_k of a whole matrix as a product; None where it is not one of low rank.
-
-    With AWD it is `[((j = k) - c_j) L_j ...] [R_j ...]` over all experts, row by row.
-    """
-    awd = plan.recipe.disentangle
-    if awd is not None and (plan.redundant is None or awd.granularity == "spectral"):
-        return None
-    c = None if plan.redundant is None else plan.redundant[tensor.name]
-    parts = []
-    for position, expert in enumerate(plan.experts):
-        if c is None and position != index:
-            continue
-        if not expert.touches(tensor.name):
-            continue
-        own = expert.tensor(tensor).low_rank()
-        # What is not finite is refused where the whole matrix is read instead.
-        if own is None or not torch.isfinite(own.left.sum() + own.right.sum()):
-            return None
-        share = 1.0 if plan.scales is None else float(plan.scales[position])
-        rows = torch.full((1, 1), share, dtype=torch.float64)
-        if c is not None:
-            rows = share * (float(position == index) - torch.from_numpy(c[:, position, None]))
-        parts.append((own.left.to(plan.device) * rows.to(plan.device), own.right.to(plan.device)))
-    rows, columns = tensor.matrix_shape
-    nothing = torch.zeros((rows, 0), dtype=torch.float64, device=plan.device)
-    left = torch.cat([nothing, *(one for one, _ in parts)], dim=1)
-    return LowRank(left, torch.cat([nothing.new_zeros(0, columns), *(one for _, one in parts)]))
-
-
-def _tensor_redundant(plan: Plan, tensor: StoredTensor) -> torch.Tensor | None:
-    """delta of a whole tensor, (rows, columns); None without AWD."""
-    delta = _whole_redundant(plan, tensor)
-    if delta is not None or plan.redundant is None:
-        return delta
-    return torch.cat([_redundant(plan, chunk) for chunk in _scaled_chunks(plan, tensor)])
 
 
 def _factors(base: Checkpoint, excluded: frozenset[str], recipe: Recipe) -> dict[str, float]:

@@ -106,6 +106,10 @@ class Packed:
         vectors = np.ascontiguousarray(vectors[:, : self.n])
         return torch.from_numpy(base[: self.n]), torch.from_numpy(vectors), finite
 
+    def base(self) -> torch.Tensor:
+        """theta_0 alone, (n,), float64."""
+        return self._float64(0)
+
     def _task_vector(self, index: int, base: torch.Tensor) -> torch.Tensor:
         if self.codes[index] == kernels.NOTHING:
             return torch.zeros_like(base)

@@ -7,6 +7,7 @@ equalised norms they are scaled. A method does not know the difference.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,43 @@ import torch
 from awd_core import layout
 from awd_core.gram import with_base
 from awd_core.linear_algebra import LowRank
+from awd_core.parallel import in_order
+from awd_core.stream import Packed
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class StoredVectors:
+    """The vectors of some whole rows as they are stored, for compiled code on the CPU.
+
+    Attributes:
+        packed: The bytes of base and experts.
+        scales: What every task vector is multiplied with, (K,).
+        redundant: c of AWD, (K, 1), or (K, rows) of the whole tensor; (K, 0) without AWD.
+        first: Position of the first element in the flattened tensor.
+        columns: Of the tensor.
+        require_finite: Refuses what is not finite, by name.
+    """
+
+    packed: Packed
+    scales: np.ndarray
+    redundant: np.ndarray
+    first: int
+    columns: int
+    require_finite: Callable[[], None]
+
+    @property
+    def n(self) -> int:
+        """Elements of each."""
+        return self.packed.n
+
+    @property
+    def for_kernels(self) -> tuple[Any, ...]:
+        """What every kernel of `awd_core.merge_kernels` takes first."""
+        return *self.packed.for_kernels, self.scales, self.redundant, self.first, self.columns
+
+
 class Piece:
     """Whole rows of one tensor. How a tensor is cut into pieces never changes a result.
 
@@ -26,13 +61,29 @@ class Piece:
         base: theta_0, (rows, columns) float64.
         task_vectors: (K, rows, columns) float64, in expert order.
         seed: The recipe's, for methods that draw at random; see `awd_core.random_masks`.
+        stored: The same for compiled code, where there is any for it; else None.
     """
 
-    name: str
-    start: int
-    base: torch.Tensor
-    task_vectors: torch.Tensor
-    seed: int = 0
+    def __init__(
+        self, name: str, start: int, base: torch.Tensor, task_vectors: torch.Tensor, seed: int = 0
+    ) -> None:
+        self.name, self.start, self.seed = name, start, seed
+        self._given = base, task_vectors
+
+    @cached_property
+    def base(self) -> torch.Tensor:
+        """theta_0."""
+        return self._given[0]
+
+    @cached_property
+    def task_vectors(self) -> torch.Tensor:
+        """v_k."""
+        return self._given[1]
+
+    @cached_property
+    def stored(self) -> StoredVectors | None:
+        """None: these are tensors."""
+        return None
 
     @property
     def stop(self) -> int:
@@ -53,7 +104,7 @@ class TensorVectors:
         name: Its name in the state dict.
         shape: Its shape.
         n_experts: K.
-        sweep: Starts a stream of pieces, first row to last.
+        sweep: Starts a stream of pieces, first row to last; they may be read when they are used.
         matrix: The whole task vector of expert k, (rows, columns) float64; reads that expert only,
             except where AWD has to read them all for delta, once.
         bases: Starts a stream of pieces without task vectors, (K, 0, 0), for a method that has its
@@ -86,9 +137,13 @@ class TensorVectors:
         """Elements of one task vector."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    def each(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
+        """`function` of every piece, in any thread; the results in order of pieces."""
+        return in_order(function, self.sweep())
+
     def task_vectors(self) -> Iterator[torch.Tensor]:
         """The (K, rows, columns) part of every piece."""
-        return (piece.task_vectors for piece in self.sweep())
+        return self.each(lambda piece: piece.task_vectors)
 
     def matrices(self) -> Iterator[torch.Tensor]:
         """The whole task vectors, one expert after the other."""
@@ -100,7 +155,7 @@ class TensorVectors:
 
         Cost: one sweep.
         """
-        return with_base((piece.base, piece.task_vectors) for piece in self.sweep())
+        return with_base(self.each(lambda piece: (piece.base, piece.task_vectors)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +177,10 @@ class Vectors:
         for tensor in self.tensors():
             yield from tensor.sweep()
 
+    def each(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
+        """`function` of every piece, in any thread; the results in order of pieces."""
+        return in_order(function, self.sweep())
+
     def task_vectors(self) -> Iterator[torch.Tensor]:
         """The (K, rows, columns) part of every piece."""
-        return (piece.task_vectors for piece in self.sweep())
+        return self.each(lambda piece: piece.task_vectors)

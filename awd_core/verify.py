@@ -13,7 +13,8 @@ from awd_core.checkpoints import open_checkpoint
 from awd_core.checkpoints.header import StoredTensor, read_rows
 from awd_core.checkpoints.weights import stored_tensors
 from awd_core.errors import AwdError, OutputError
-from awd_core.merge import Plan, merged_tensors, plan_merge
+from awd_core.merge import merged_tensors, plan_merge
+from awd_core.plan import Plan
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.writer import PROVENANCE, RECIPE

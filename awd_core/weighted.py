@@ -11,7 +11,6 @@ its own: a pure function of the files, for any thread.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +20,13 @@ from awd_core.checkpoints import StoredTensor
 from awd_core.final_type import in_final_type, refuse_not_finite
 from awd_core.method import LinearMethod
 from awd_core.parallel import in_order
+from awd_core.plan import Plan
 from awd_core.stream import CODES, Reader, Span, read_as_stored, spans
-
-if TYPE_CHECKING:
-    from awd_core.merge import Plan
 
 Tensors = Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]
 
 
-def is_weighted_sum(plan: "Plan") -> bool:
+def is_weighted_sum(plan: Plan) -> bool:
     """Whether a plan is carried out here: on the CPU, with weights for whole tensors or rows."""
     settings = plan.recipe.disentangle
     by_rows = settings is None or settings.granularity in ("model", "block", "tensor", "row")
@@ -43,7 +40,7 @@ def is_weighted_sum(plan: "Plan") -> bool:
     )
 
 
-def weights(plan: "Plan", tensor: StoredTensor) -> np.ndarray:
+def weights(plan: Plan, tensor: StoredTensor) -> np.ndarray:
     """w_k of one tensor, (K, 1), or (K, rows) where every row has its own."""
     assert isinstance(plan.method, LinearMethod)
     multipliers = plan.method.multipliers(plan.coefficients_of(tensor))[:, None]
@@ -52,7 +49,7 @@ def weights(plan: "Plan", tensor: StoredTensor) -> np.ndarray:
     return multipliers if plan.scales is None else multipliers * plan.scales[:, None]
 
 
-def weighted_tensors(plan: "Plan", tensors: Sequence[StoredTensor]) -> Tensors:
+def weighted_tensors(plan: Plan, tensors: Sequence[StoredTensor]) -> Tensors:
     """Tensors of the result, each as flat pieces in order; those that nobody changes are copied."""
     parts = {tensor.name: _spans(plan, tensor) for tensor in tensors}
 
@@ -67,15 +64,13 @@ def weighted_tensors(plan: "Plan", tensors: Sequence[StoredTensor]) -> Tensors:
         yield tensor, islice(pieces, len(parts[tensor.name]))
 
 
-def _spans(plan: "Plan", tensor: StoredTensor) -> list[Span]:
+def _spans(plan: Plan, tensor: StoredTensor) -> list[Span]:
     # Products of factors are taken row by row, so an adapter's rows are not divided.
     stored = all(expert.kind == "weights" for expert in plan.experts)
     return list(spans(tensor, whole_rows=not stored))
 
 
-def _piece_of(
-    plan: "Plan", tensor: StoredTensor, is_merged: bool
-) -> Callable[[Span], torch.Tensor]:
+def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Span], torch.Tensor]:
     """What makes any span of one tensor of the result."""
     dtype = plan.out_dtype(tensor)
     if not is_merged:

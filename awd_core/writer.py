@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,11 +19,9 @@ from awd_core.checkpoints.folder import inside
 from awd_core.checkpoints.header import DTYPE_CODES
 from awd_core.checkpoints.weights import INDEX, SINGLE
 from awd_core.hashes import InputHashes
+from awd_core.plan import Plan
 from awd_core.progress import Reporter
 from awd_core.weighted import Tensors
-
-if TYPE_CHECKING:
-    from awd_core.merge import Plan
 
 RECIPE, PROVENANCE, CARD = "recipe.yaml", "provenance.json", "README.md"
 # Files of the base that hold weights in some form, or describe the base alone.
@@ -39,7 +37,7 @@ class Shard:
     tensors: tuple[StoredTensor, ...]
 
 
-def shards(plan: "Plan", shard_bytes: int | None = None) -> tuple[Shard, ...]:
+def shards(plan: Plan, shard_bytes: int | None = None) -> tuple[Shard, ...]:
     """The weight files of the result.
 
     Args:
@@ -65,13 +63,13 @@ def shards(plan: "Plan", shard_bytes: int | None = None) -> tuple[Shard, ...]:
     return tuple(Shard(name.format(at), tuple(own)) for at, own in enumerate(groups, 1))
 
 
-def _bytes(plan: "Plan", tensor: StoredTensor) -> int:
+def _bytes(plan: Plan, tensor: StoredTensor) -> int:
     return tensor.n_elements * plan.out_dtype(tensor).itemsize
 
 
 def write_model(
     folder: Path,
-    plan: "Plan",
+    plan: Plan,
     layout: Sequence[Shard],
     make: Callable[[Sequence[StoredTensor]], Tensors],
     journal: files.Journal,
@@ -113,7 +111,7 @@ def write_model(
 
 def _write_shard(
     folder: Path,
-    plan: "Plan",
+    plan: Plan,
     shard: Shard,
     tensors: Tensors,
     done: Mapping[str, int],
@@ -152,7 +150,7 @@ def _write_shard(
     return digest.hexdigest()
 
 
-def _header(plan: "Plan", shard: Shard) -> bytes:
+def _header(plan: Plan, shard: Shard) -> bytes:
     """Header of a safetensors file, with its length in front."""
     recipe = plan.recipe.model_dump_json(exclude_defaults=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "awd_recipe": recipe}}
@@ -170,7 +168,7 @@ def _header(plan: "Plan", shard: Shard) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _write_index(folder: Path, plan: "Plan", layout: Sequence[Shard]) -> None:
+def _write_index(folder: Path, plan: Plan, layout: Sequence[Shard]) -> None:
     size = sum(_bytes(plan, tensor) for tensor in plan.tensors)
     weight_map = {tensor.name: shard.name for shard in layout for tensor in shard.tensors}
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -193,7 +191,7 @@ def _shard_name(source: Path) -> str:
     return f"{source.stem.replace('pytorch_model', 'model')}.safetensors"
 
 
-def _copy_sidecars(plan: "Plan", folder: Path) -> None:
+def _copy_sidecars(plan: Plan, folder: Path) -> None:
     for relative in sidecars(plan.base.path):
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +204,7 @@ def _copy_sidecars(plan: "Plan", folder: Path) -> None:
 
 
 def _provenance(
-    plan: "Plan", folder: Path, hashes: Mapping[str, str], inputs: Mapping[Path, str]
+    plan: Plan, folder: Path, hashes: Mapping[str, str], inputs: Mapping[Path, str]
 ) -> dict[str, Any]:
     from importlib.metadata import version
 

@@ -8,7 +8,7 @@ import torch
 
 from awd_core.consensus import trim
 from awd_core.knobs import Preset, knob
-from awd_core.magnitude import kth_largest_magnitudes
+from awd_core.magnitude import kth_largest_of
 from awd_core.method import Executor, MergeMethod, weighted_sum
 from awd_core.vectors import Piece, TensorVectors
 
@@ -50,7 +50,7 @@ class BreadcrumbsTensor(MergeMethod):
         outliers = min(int(self.outliers * n), n - keep)
 
         def at(rank: int) -> np.ndarray:
-            return kth_largest_magnitudes(tensor.task_vectors, rank, tensor.n_experts)
+            return kth_largest_of(tensor, rank)
 
         nothing = np.full(tensor.n_experts, np.inf, np.float32)
         floor = at(keep + outliers) if keep else nothing

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.consensus import columns
-from awd_core.dropping import dropped, l1_ratio
+from awd_core.dropping import magnitudes_of_kept, sum_of_kept
 from awd_core.knobs import Preset, knob
-from awd_core.method import Executor, MergeMethod, sum_over_experts
+from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors
 
 
@@ -49,10 +48,9 @@ class Dare(MergeMethod):
         """What is left of every task vector is multiplied with this, (K,)."""
         if self.rescale == "unbiased":
             return np.full(tensor.n_experts, 1 / (1 - self.drop))
-        return l1_ratio(tensor, lambda piece: dropped(piece, self.drop))
+        before, after = magnitudes_of_kept(tensor, self.drop)
+        return np.divide(before, after, out=np.zeros_like(after), where=after > 0)
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """The rescaled sum of what is kept."""
-        return sum_over_experts(
-            dropped(piece, self.drop) * columns(prepared * coefficients, piece.base)
-        )
+        return sum_of_kept(piece, self.drop, prepared * coefficients)

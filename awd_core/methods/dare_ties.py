@@ -56,7 +56,7 @@ class DareTies(MergeMethod):
         rank = int(model.n_elements * self.density)
         if rank == 0 or self.density == 1:
             return np.full(model.n_experts, 0.0 if rank else np.inf, np.float32)
-        left = lambda: (dropped(piece, self.drop) for piece in model.sweep())  # noqa: E731
+        left = lambda: model.each(lambda piece: dropped(piece, self.drop))  # noqa: E731
         return kth_largest_magnitudes(left, rank, model.n_experts)
 
     def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:

@@ -67,10 +67,12 @@ class Emr(MergeMethod):
 
     def _sums(self, tensor: TensorVectors) -> tuple[float, float]:
         """sum |tau_k| and sum |M_k tau_uni| of one tensor, the same for any pieces."""
-        own, shared = [], []
-        for piece in tensor.task_vectors():
-            own.extend(row_sums(piece[self.task].abs()).tolist())
-            shared.extend(row_sums(self._masked(piece).abs()).tolist())
+
+        def sums(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+            vectors = piece.task_vectors
+            return row_sums(vectors[self.task].abs()), row_sums(self._masked(vectors).abs())
+
+        own, shared = (np.concatenate(parts) for parts in zip(*tensor.each(sums), strict=True))
         return math.fsum(own), math.fsum(shared)
 
     def _masked(self, task_vectors: torch.Tensor) -> torch.Tensor:

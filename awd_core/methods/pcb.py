@@ -1,5 +1,6 @@
 """PCB-Merging: keep what matters within a task and agrees between tasks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import torch
 
 from awd_core.consensus import columns
 from awd_core.knobs import Preset, knob
-from awd_core.magnitude import kth_largest_magnitudes
+from awd_core.magnitude import kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.order_statistics import kth_largest_values
 from awd_core.vectors import Piece, Vectors
@@ -80,10 +81,13 @@ class Pcb(MergeMethod):
         n, n_experts = model.n_elements, model.n_experts
 
         def magnitude(index: int) -> np.ndarray:
-            return kth_largest_magnitudes(model.task_vectors, n - index, n_experts)
+            return kth_largest_of(model, n - index)
 
         low, high = magnitude(int(n * self.clip)), magnitude(int(n * (1 - self.clip) - 1))
-        scores = lambda: (self._scores(v, low, high) for v in model.task_vectors())  # noqa: E731
+
+        def scores() -> Iterator[torch.Tensor]:
+            return model.each(lambda piece: self._scores(piece.task_vectors, low, high))
+
         n_zeros = n - sum(tensor.n_elements for tensor in model.tensors())
         rank = n - min(int(n * (1 - self.keep)), n - 1)
         floor, top = (kth_largest_values(scores, [r] * n_experts, n_zeros) for r in (rank, 1))

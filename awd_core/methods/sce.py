@@ -1,5 +1,6 @@
 """SCE: select what varies, calculate weights, erase the minority's signs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
@@ -77,11 +78,12 @@ class Sce(MergeMethod):
     def prepare(self, survey: Any, tensor: TensorVectors) -> SceState:
         """The variance from which an entry is selected, and the weights."""
         floor = self._floor(tensor)
-        parts = [
-            row_sums((vectors * _selected(vectors, floor)).square())
-            for vectors in tensor.task_vectors()
-        ]
-        energy = total(parts)
+
+        def energies(piece: Piece) -> np.ndarray:
+            vectors = piece.task_vectors
+            return row_sums((vectors * _selected(vectors, floor)).square())
+
+        energy = total(tensor.each(energies))
         return SceState(floor, energy / (energy.sum() or 1.0))
 
     def combine(self, prepared: SceState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
@@ -98,11 +100,14 @@ class Sce(MergeMethod):
     def _floor(self, tensor: TensorVectors) -> float:
         if self.select == 1:
             return 0.0
-        varying = sum(int((_deviation(v) > 0).sum()) for v in tensor.task_vectors())
+
+        def deviations() -> Iterator[torch.Tensor]:
+            return tensor.each(lambda piece: _deviation(piece.task_vectors)[None])
+
+        varying = sum(tensor.each(lambda piece: int((_deviation(piece.task_vectors) > 0).sum())))
         rank = int(self.select * varying)
         if rank == 0:
             return float("inf")
-        deviations = lambda: (_deviation(v)[None] for v in tensor.task_vectors())  # noqa: E731
         return float(kth_largest_magnitudes(deviations, rank, 1)[0])
 
 

@@ -6,9 +6,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from awd_core.consensus import MERGES, disjoint, elect, trim
+from awd_core import merge_kernels
+from awd_core.consensus import MERGES, Election, disjoint, elect, trim
 from awd_core.knobs import Preset, knob
-from awd_core.magnitude import kth_largest_magnitudes
+from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.vectors import Piece, Vectors
 
@@ -68,14 +69,28 @@ class Ties(MergeMethod):
         rank = int(model.n_elements * self.density)
         if rank == 0:
             return TiesState(np.full(model.n_experts, np.inf, np.float32), 1.0)
-        thresholds = kth_largest_magnitudes(model.task_vectors, rank, model.n_experts)
-        total = sum(
-            float(sum_over_experts(trim(piece, thresholds)).sign().sum())
-            for piece in model.task_vectors()
-        )
-        return TiesState(thresholds, float(np.sign(total)))
+        thresholds = kth_largest_of(model, rank)
+        floors = exact_floors(thresholds)
+
+        def elected(piece: Piece) -> int:
+            if piece.stored is None:
+                total = sum_over_experts(trim(piece.task_vectors, thresholds))
+                return int(total.sign().sum())
+            stored = piece.stored
+            return merge_kernels.sum_of_signs(stored.for_kernels, stored.n, floors)
+
+        return TiesState(thresholds, float(np.sign(sum(model.each(elected)))))
 
     def combine(self, prepared: TiesState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Steps 2 and 3 on one piece."""
-        trimmed = trim(piece.task_vectors, prepared.thresholds)
-        return disjoint(trimmed, elect(trimmed, prepared.majority), coefficients, self.merge)
+        if self.merge == "max":
+            trimmed = trim(piece.task_vectors, prepared.thresholds)
+            return disjoint(trimmed, elect(trimmed, prepared.majority), coefficients, self.merge)
+        ones = np.ones_like(coefficients)
+        return Election(
+            floors=prepared.thresholds,
+            election=ones,
+            shares=coefficients,
+            divisors=ones if self.merge == "mean" else None,
+            tie=prepared.majority,
+        ).of(piece)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from awd_core.consensus import columns, elect, trim
+from awd_core.consensus import Election
 from awd_core.knobs import knob
-from awd_core.magnitude import kth_largest_magnitudes
-from awd_core.method import Executor, MergeMethod, sum_over_experts
+from awd_core.magnitude import kth_largest_of
+from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors
 
 
@@ -54,16 +54,16 @@ class TiesMergekit(MergeMethod):
             limit = 0.0 if self.density else np.inf
             return np.full(tensor.n_experts, limit, np.float32)
         rank = max(1, int(self.density * tensor.n_elements))
-        return kth_largest_magnitudes(tensor.task_vectors, rank, tensor.n_experts)
+        return kth_largest_of(tensor, rank)
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Steps 2 and 3 on one piece."""
-        weights = columns(coefficients, piece.base)
-        weighted = trim(piece.task_vectors, prepared) * weights
-        agrees = (weighted * elect(weighted, 1.0)) > 0
-        total = sum_over_experts(weighted * agrees)
-        if self.normalize:
-            divisor = sum_over_experts(weights * agrees)
-            cancelled = 1e-12 * float(np.abs(coefficients).sum())
-            total /= torch.where(divisor.abs() <= cancelled, 1.0, divisor)
-        return total * self.scale
+        ones = np.ones_like(coefficients)
+        return Election(
+            floors=prepared,
+            election=coefficients,
+            shares=ones,
+            divisors=coefficients if self.normalize else None,
+            cancelled=1e-12 * float(np.abs(coefficients).sum()),
+            scale=self.scale,
+        ).of(piece)

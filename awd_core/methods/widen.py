@@ -55,7 +55,8 @@ class Widen(MergeMethod):
     def prepare(self, survey: Any, tensor: TensorVectors) -> np.ndarray:
         """Weights (K, 1, columns), for embeddings (K, rows, 1); for vectors the means of |tau|."""
         if len(tensor.shape) < 2:
-            return total(row_sums(v.abs()) for v in tensor.task_vectors()) / tensor.n_elements
+            magnitudes = tensor.each(lambda piece: row_sums(piece.task_vectors.abs()))
+            return total(magnitudes) / tensor.n_elements
         if tensor.kind == "embedding":
             return self._weights(*_by_row(tensor))[:, :, None]
         return self._weights(*_by_column(tensor))[:, None, :]
@@ -104,14 +105,13 @@ def _softmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def _by_row(tensor: TensorVectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    parts = [
-        (
+    parts = tensor.each(
+        lambda piece: (
             row_sums(piece.base.square()),
             row_sums(piece.base * piece.task_vectors),
             row_sums(piece.task_vectors.square()),
         )
-        for piece in tensor.sweep()
-    ]
+    )
     base, with_base, own = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
     return base, with_base, own
 
@@ -119,10 +119,17 @@ def _by_row(tensor: TensorVectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _by_column(tensor: TensorVectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n_experts, n = tensor.n_experts, tensor.n_elements // tensor.shape[0]
     base, with_base, own = np.zeros(n), np.zeros((n_experts, n)), np.zeros((n_experts, n))
-    for piece in tensor.sweep():
-        base = _added(base, piece.base.square())
-        with_base = _added(with_base, piece.base * piece.task_vectors)
-        own = _added(own, piece.task_vectors.square())
+    products = tensor.each(
+        lambda piece: (
+            piece.base.square(),
+            piece.base * piece.task_vectors,
+            piece.task_vectors.square(),
+        )
+    )
+    for base_square, product, square in products:
+        base = _added(base, base_square)
+        with_base = _added(with_base, product)
+        own = _added(own, square)
     return base, with_base, own
 
 

@@ -1,6 +1,5 @@
 """LoRA experts as the products that they are: the same task vectors, the same merges, cheaper."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,13 @@ import pytest
 import torch
 
 import awd_core as awd
+from awd_core import planned_vectors
 from awd_core.linear_algebra import LowRank, product_triplets, singular_triplets
 from tests.unit.test_lora import QUERY, merged, save_adapter, save_base
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )
-# The package has a function of this name.
-merge = import_module("awd_core.merge")
 RECIPES: list[dict[str, Any]] = [
     {},
     {"equalise_norms": True},
@@ -37,7 +35,7 @@ def test_the_product_is_the_task_vector(models: list[Path], fields: dict[str, An
     base, *adapters = map(str, models)
     plan = awd.plan_merge(awd.Recipe(base=base, experts=adapters, **fields), device="cpu")
     stored = next(tensor for tensor in plan.tensors if tensor.name == QUERY)
-    tensor = merge._tensor_vectors(plan, stored)
+    tensor = planned_vectors.tensor_vectors(plan, stored)
     for index in range(3):
         product = tensor.low_rank(index)
         assert product is not None
@@ -51,7 +49,7 @@ def test_what_no_adapter_touches_is_a_product_of_nothing(models: list[Path]) -> 
     base, *adapters = map(str, models)
     plan = awd.plan_merge(awd.Recipe(base=base, experts=adapters), device="cpu")
     stored = next(t for t in plan.tensors if t.name == "embeddings.word_embeddings.weight")
-    product = merge._tensor_vectors(plan, stored).low_rank(0)
+    product = planned_vectors.tensor_vectors(plan, stored).low_rank(0)
     assert product is not None
     assert product.left.shape[1] == product.right.shape[0] == 0
 
@@ -63,7 +61,7 @@ def test_awd_that_leaves_the_rows_is_no_product(models: list[Path], granularity:
     recipe = awd.Recipe(base=base, experts=adapters, disentangle=settings)
     plan = awd.plan_merge(recipe, device="cpu")
     stored = next(tensor for tensor in plan.tensors if tensor.name == QUERY)
-    assert merge._tensor_vectors(plan, stored).low_rank(0) is None
+    assert planned_vectors.tensor_vectors(plan, stored).low_rank(0) is None
 
 
 @pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts", "knots", "rtsvm_style", "tsv_c"])
@@ -72,7 +70,7 @@ def test_merges_from_products_are_those_from_whole_matrices(
 ) -> None:
     fields = {"method": method, "disentangle": {"granularity": "row", "steps": 5}}
     cheap = merged(*models, **fields)
-    monkeypatch.setattr(merge, "_low_rank", lambda *_: None)
+    monkeypatch.setattr(planned_vectors, "_low_rank", lambda *_: None)
     for name, expected in merged(*models, **fields).items():
         torch.testing.assert_close(cheap[name], expected, rtol=1e-6, atol=1e-7)
 

@@ -180,11 +180,14 @@ def test_chunk_size_never_changes_a_bit(
         for disentangle in (None, {"granularity": "row", "steps": 20})
     ]
     whole = [one.state(**recipe) for recipe in recipes]
-    for function in ("chunks", "row_blocks"):
-        single_rows = partial(getattr(stream, function), chunk_elements=1)
-        monkeypatch.setattr(import_module("awd_core.merge"), function, single_rows)
-    small = partial(stream.spans, chunk_elements=1)
-    monkeypatch.setattr(import_module("awd_core.weighted"), "spans", small)
+    for module, function in (
+        ("merge", "row_blocks"),
+        ("planned_vectors", "chunks"),
+        ("planned_vectors", "spans"),
+        ("weighted", "spans"),
+    ):
+        small = partial(getattr(stream, function), chunk_elements=1)
+        monkeypatch.setattr(import_module(f"awd_core.{module}"), function, small)
     for recipe, expected in zip(recipes, whole, strict=True):
         assert same_bits(one.state(**recipe), expected)
 

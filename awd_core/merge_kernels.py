@@ -1,0 +1,313 @@
+"""Compiled arithmetic of methods that work element by element, on weights as they are stored.
+
+Blocks small enough for the first cache are widened to float64, scaled and disentangled there, and
+worked on at once: no task vector is ever in memory as a whole. Every kernel gives the bits of the
+same operations on whole tensors, one after the other; only zeros may differ in their sign.
+
+`stored` is what `awd_core.vectors.StoredVectors.for_kernels` says, n the elements of the chunk.
+"""
+
+import numba
+import numpy as np
+
+from awd_core.kernels import SEGMENT, load_lanes, spread_rows, widen_block
+from awd_core.lanes import LANES, any_less, pick_less, size, splat, store
+from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
+
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+_GOLDEN, _FIRST, _SECOND = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
+_UNUSED_BITS, _30, _27, _31, _1 = (np.uint64(number) for number in (64 - BITS, 30, 27, 31, 1))
+
+
+@numba.njit(**_JIT)
+def _vectors_block(
+    stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
+) -> None:
+    """theta_0 and v_k of elements `start:start + n`, at most SEGMENT; room for two segments."""
+    data, offsets, codes, is_vector, scales, redundant, first, columns = stored
+    widen_block(data, offsets, codes, is_vector, start, n, base, vectors)
+    for k in range(len(vectors)):
+        vector, scale = vectors[k], scales[k]
+        if scale != 1.0:
+            for j in range(n):
+                vector[j] *= scale
+    if redundant.shape[1] == 0:
+        return
+    delta, spread = room[0], room[1]
+    delta[:n] = 0.0
+    for k in range(len(vectors)):
+        vector = vectors[k]
+        if redundant.shape[1] == 1:
+            spread[:n] = redundant[k, 0]
+        else:
+            spread_rows(redundant[k], first + start, columns, n, spread)
+        for j in range(n):
+            delta[j] += spread[j] * vector[j]
+    for k in range(len(vectors)):
+        vector = vectors[k]
+        for j in range(n):
+            vector[j] -= delta[j]
+
+
+@numba.njit(**_JIT)
+def _strange(vector: np.ndarray, n: int) -> float:
+    """0 where all numbers are finite, else NaN."""
+    lanes, total = np.empty((1, LANES)), splat(0.0)
+    whole = n - n % LANES
+    for j in range(0, whole, LANES):
+        number = load_lanes(vector, j)
+        total = total + (number - number)
+    store(lanes, 0, total)
+    found = lanes.sum()
+    for j in range(whole, n):
+        found += vector[j] - vector[j]
+    return found
+
+
+@numba.njit(**_JIT)
+def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
+    """Add the upper 16 bits of float32 |v_k| to counts, (K, 65536) int64.
+
+    Returns:
+        Whether every number is finite.
+    """
+    n_experts = len(histogram)
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    singles = np.empty(SEGMENT, np.float32)
+    patterns = singles.view(np.int32)
+    strange = 0.0
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        strange += _strange(base, length)
+        for k in range(n_experts):
+            vector, counts = vectors[k], histogram[k]
+            strange += _strange(vector, length)
+            for j in range(length):
+                singles[j] = np.float32(abs(vector[j]))
+            for j in range(length):
+                counts[patterns[j] >> 16] += 1
+    return strange == 0.0
+
+
+@numba.njit(**_JIT)
+def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarray) -> None:
+    """Add the lower 16 bits of the float32 |v_k| whose upper 16 bits are `bins[k]`, (K,) int32."""
+    n_experts = len(histogram)
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    edges, single = np.empty(2, np.int32), np.empty(1, np.float32)
+    pattern = single.view(np.int32)
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        for k in range(n_experts):
+            vector, counts, own = vectors[k], histogram[k], bins[k]
+            edges[0], edges[1] = own << 16, (own << 16) | 0xFFFF
+            low, high = np.float64(edges.view(np.float32)[0]), np.float64(edges.view(np.float32)[1])
+            # What rounds to a number of the bin lies within half a step of float32 around it.
+            below, above = splat(low * (1 - 1e-7) - 1e-45), splat(high * (1 + 1e-7) + 1e-45)
+            for j in range(0, length, LANES):
+                number = size(load_lanes(vector, j))
+                if not any_less(pick_less(below, number, number, above), above):
+                    continue
+                for lane in range(j, min(length, j + LANES)):
+                    single[0] = np.float32(abs(vector[lane]))
+                    if pattern[0] >> 16 == own:
+                        counts[pattern[0] & 0xFFFF] += 1
+
+
+@numba.njit(**_JIT)
+def _trim_and_add(
+    vectors: np.ndarray, n: int, floors: np.ndarray, election: np.ndarray, total: np.ndarray
+) -> None:
+    """v_k becomes e_k v_k where |v_k| >= floors[k], else 0; their sum goes to `total`."""
+    total[:n] = 0.0
+    for k in range(len(vectors)):
+        vector, floor, weight = vectors[k], floors[k], election[k]
+        for j in range(n):
+            number = vector[j]
+            kept = number * weight if abs(number) >= floor else 0.0
+            vector[j] = kept
+            total[j] += kept
+
+
+@numba.njit(**_JIT)
+def sum_of_signs(stored: tuple, n: int, floors: np.ndarray) -> int:
+    """Sum over all elements of the sign of the sum of what is kept, `|v_k| >= floors[k]`."""
+    n_experts = len(floors)
+    base, room, total = np.empty(SEGMENT), np.empty((2, SEGMENT)), np.empty(SEGMENT)
+    vectors, ones = np.empty((n_experts, SEGMENT)), np.ones(n_experts)
+    found = 0
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        _trim_and_add(vectors, length, floors, ones, total)
+        for j in range(length):
+            found += np.int64(total[j] > 0) - np.int64(total[j] < 0)
+    return int(found)
+
+
+@numba.njit(**_JIT)
+def elected_sum(
+    stored: tuple,
+    n: int,
+    floors: np.ndarray,
+    election: np.ndarray,
+    shares: np.ndarray,
+    divisors: np.ndarray,
+    cancelled: float,
+    tie: float,
+    scale: float,
+    out: np.ndarray,
+) -> bool:
+    """Trim, elect, and merge what agrees.
+
+    With t_k = v_k where |v_k| >= floors[k], else 0; g = sign(sum_k e_k t_k), `tie` where it is 0;
+    A = {k: e_k t_k g > 0}:
+
+        out = scale sum_{k in A} s_k e_k t_k / d,    d = sum_{k in A} d_k, or 1 where |d| is small
+
+    Args:
+        stored: The chunk.
+        n: Its elements.
+        floors: Smallest |v_k| that is kept, (K,) float64.
+        election: e_k, (K,).
+        shares: s_k, (K,).
+        divisors: d_k, (K,); or (0,) to divide by nothing.
+        cancelled: Largest |d| that nothing is divided by.
+        tie: 1 or -1.
+        scale: Multiplies the result.
+        out: Result, (n,).
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts = len(floors)
+    base, room, total = np.empty(SEGMENT), np.empty((2, SEGMENT)), np.empty(SEGMENT)
+    vectors, divisor = np.empty((n_experts, SEGMENT)), np.empty(SEGMENT)
+    strange = 0.0
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        strange += _strange(base, length)
+        for k in range(n_experts):
+            strange += _strange(vectors[k], length)
+        _trim_and_add(vectors, length, floors, election, total)
+        merged = out[start : start + length]
+        for j in range(length):
+            total[j] = 1.0 if total[j] > 0 else (-1.0 if total[j] < 0 else tie)
+            merged[j] = 0.0
+            divisor[j] = 0.0
+        for k in range(n_experts):
+            vector, share = vectors[k], shares[k]
+            own = divisors[k] if len(divisors) else 0.0
+            for j in range(length):
+                agrees = vector[j] * total[j] > 0
+                merged[j] += vector[j] * share if agrees else 0.0
+                divisor[j] += own if agrees else 0.0
+        if len(divisors):
+            for j in range(length):
+                merged[j] /= 1.0 if abs(divisor[j]) <= cancelled else divisor[j]
+        if scale != 1.0:
+            for j in range(length):
+                merged[j] *= scale
+    return strange == 0.0
+
+
+@numba.njit(**_JIT)
+def _drop(vector: np.ndarray, n: int, key: np.uint64, position: int, limit: np.uint64) -> None:
+    """v becomes 0 where the random number of its position is less than `limit`."""
+    first = key + (np.uint64(position) + _1) * _GOLDEN
+    for j in range(n):
+        state = first + np.uint64(j) * _GOLDEN
+        state = (state ^ (state >> _30)) * _FIRST
+        state = (state ^ (state >> _27)) * _SECOND
+        state = (state ^ (state >> _31)) >> _UNUSED_BITS
+        vector[j] = vector[j] if state >= limit else 0.0
+
+
+@numba.njit(**_JIT)
+def kept_sum(
+    stored: tuple,
+    n: int,
+    keys: np.ndarray,
+    limit: np.uint64,
+    multipliers: np.ndarray,
+    out: np.ndarray,
+) -> bool:
+    """`sum_k l_k m_k v_k`, with m_k 1 where the random number is at least `limit` 2^-53, else 0.
+
+    Args:
+        stored: The chunk.
+        n: Its elements.
+        keys: `random_masks.stream_key` of every expert, (K,) uint64.
+        limit: Probability of being dropped, times 2^53.
+        multipliers: l_k, (K,).
+        out: Result, (n,).
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts = len(keys)
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    strange = 0.0
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        strange += _strange(base, length)
+        merged = out[start : start + length]
+        merged[:] = 0.0
+        for k in range(n_experts):
+            vector, multiplier = vectors[k], multipliers[k]
+            strange += _strange(vector, length)
+            _drop(vector, length, keys[k], stored[6] + start, limit)
+            for j in range(length):
+                merged[j] += vector[j] * multiplier
+    return strange == 0.0
+
+
+@numba.njit(**_JIT)
+def _magnitude(vector: np.ndarray, n: int) -> float:
+    """`sum |v|`, in eight lanes."""
+    lanes, total = np.empty((1, LANES)), splat(0.0)
+    whole = n - n % LANES
+    for j in range(0, whole, LANES):
+        total = total + size(load_lanes(vector, j))
+    store(lanes, 0, total)
+    found = lanes.sum()
+    for j in range(whole, n):
+        found += abs(vector[j])
+    return found
+
+
+@numba.njit(**_JIT)
+def kept_magnitudes(
+    stored: tuple, n: int, keys: np.ndarray, limit: np.uint64, before: np.ndarray, after: np.ndarray
+) -> bool:
+    """`sum |v_k|` and `sum |m_k v_k|` of every row, (K, rows), segment by segment.
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts, columns = len(keys), stored[7]
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    before[:] = 0.0
+    after[:] = 0.0
+    strange = 0.0
+    for row in range(n // columns):
+        for start in range(row * columns, (row + 1) * columns, SEGMENT):
+            length = min(SEGMENT, (row + 1) * columns - start)
+            _vectors_block(stored, start, length, base, vectors, room)
+            strange += _strange(base, length)
+            for k in range(n_experts):
+                vector = vectors[k]
+                strange += _strange(vector, length)
+                before[k, row] += _magnitude(vector, length)
+                _drop(vector, length, keys[k], stored[6] + start, limit)
+                after[k, row] += _magnitude(vector, length)
+    return strange == 0.0

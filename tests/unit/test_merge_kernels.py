@@ -1,0 +1,103 @@
+"""Compiled elementwise methods against the same operations on whole tensors in torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from awd_core import parallel, planned_vectors
+from awd_core.errors import AwdError
+from awd_core.magnitude import exact_floors
+from awd_core.stream import CODES
+from tests.helpers import Family, State, expert_states, family, same_bits
+
+METHODS: list[dict[str, Any]] = [
+    {"method": "ties"},
+    {"method": "ties", "preset": "fusionbench"},
+    {"method": "ties", "knobs": {"density": 0.0}},
+    {"method": "ties", "knobs": {"density": 1.0}, "coefficients": [0.3, -0.7, 1.1]},
+    {"method": "ties_mergekit"},
+    {"method": "ties_mergekit", "coefficients": [0.3, -0.7, 1.1], "knobs": {"density": 0.2}},
+    {"method": "ties_mergekit", "knobs": {"normalize": False, "scale": 0.4}},
+    {"method": "dare", "knobs": {"drop": 0.9}, "coefficients": [0.3, -0.7, 1.1]},
+    {"method": "breadcrumbs_tensor"},
+    {"method": "pcb"},
+]
+AWD: list[dict[str, Any]] = [
+    {},
+    {"disentangle": {"granularity": "row", "steps": 30}},
+    {"disentangle": {"granularity": "tensor", "steps": 30}, "equalise_norms": True},
+]
+
+
+def as_tensors(one: Family, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> State:
+    with monkeypatch.context() as patch:
+        patch.setattr(planned_vectors._PlannedPiece, "stored", None)
+        return one.state(**fields)
+
+
+@pytest.mark.parametrize("awd", AWD, ids=str)
+@pytest.mark.parametrize("fields", METHODS, ids=str)
+def test_compiled_code_gives_the_bits_of_tensors(
+    tmp_path: Path, fields: dict[str, Any], awd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = family(tmp_path, 3)
+    found = one.state(**fields, **awd)
+    assert same_bits(found, as_tensors(one, monkeypatch, **fields, **awd))
+    base = one.state(coefficient=0.0)
+    if fields.get("knobs") != {"density": 0.0}:
+        assert not same_bits(found, base)
+
+
+@pytest.mark.parametrize("dtype", CODES, ids=str)
+@pytest.mark.parametrize("method", ["ties", "ties_mergekit", "dare"])
+def test_every_stored_type_gives_the_bits_of_tensors(
+    tmp_path: Path, method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"a.weight": torch.randn(40, 700).to(dtype), "b": torch.randn(1234).to(dtype)}
+    one = Family(tmp_path, base, expert_states(base, 3))
+    assert same_bits(one.state(method=method), as_tensors(one, monkeypatch, method=method))
+
+
+def test_norms_of_what_dare_keeps_are_those_of_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = family(tmp_path, 3, torch.float64)
+    fields = {"method": "dare", "preset": "mergekit"}
+    found, expected = one.state(**fields), as_tensors(one, monkeypatch, **fields)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["ties", "ties_mergekit", "dare"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_by_name(tmp_path: Path, method: str, bad: float) -> None:
+    base = {"a.weight": torch.randn(40, 700)}
+    experts = expert_states(base, 3)
+    experts[1]["a.weight"][3, 699] = bad
+    with pytest.raises(AwdError, match=r"(?s)a\.weight.*expert-1|expert-1.*a\.weight"):
+        Family(tmp_path, base, experts).state(method=method)
+
+
+@pytest.mark.parametrize("method", ["ties", "ties_mergekit", "dare"])
+def test_the_number_of_threads_changes_no_bit(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"a.weight": torch.randn(900, 700), "b": torch.randn(300_000)}
+    one = Family(tmp_path, base, expert_states(base, 3))
+    expected = one.state(method=method)
+    for workers in (1, 2, 5):
+        monkeypatch.setattr(parallel, "WORKERS", workers)
+        assert same_bits(one.state(method=method), expected)
+
+
+def test_a_float64_floor_keeps_exactly_what_rounds_to_the_float32_one() -> None:
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(1, 0x7F7FFFFF, 2000).astype(np.int32)
+    floors = np.concatenate([patterns.view(np.float32), np.array([1e-45, 3.4028235e38], np.float32)])
+    exact = exact_floors(floors)
+    assert (exact.astype(np.float32) >= floors).all()
+    assert (np.nextafter(exact, 0).astype(np.float32) < floors).all()
+    assert exact_floors(np.array([0, np.inf], np.float32)).tolist() == [0, np.inf]
