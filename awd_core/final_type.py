@@ -1,10 +1,15 @@
 """Merged weights in the type they are written in, or a refusal: no NaN, no infinity is written."""
 
+import numpy as np
 import torch
 
+from awd_core import kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.errors import OutputError, not_finite
+from awd_core.lanes import LANES
 from awd_core.plan import Plan
+from awd_core.stream import CODES
+from awd_core.vectors import Piece
 
 
 def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
@@ -16,6 +21,31 @@ def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torc
     final = block.to(plan.out_dtype(tensor))
     if tensor.is_float and not torch.isfinite(final.to(torch.float64).sum()):
         refuse_not_finite(plan, tensor, block, final)
+    return final
+
+
+def added_to_base(
+    plan: Plan, tensor: StoredTensor, piece: Piece, update: torch.Tensor
+) -> torch.Tensor:
+    """`theta_0 + update` of one piece in its final type, flat, on the CPU.
+
+    Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
+
+    Raises:
+        OutputError: A weight is not finite, or too large for the type.
+    """
+    dtype, stored = plan.out_dtype(tensor), piece.stored
+    if stored is None or dtype not in CODES:
+        merged = torch.where(update == 0, piece.base, piece.base + update)
+        return in_final_type(plan, tensor, merged).cpu().flatten()
+    flat = update.reshape(-1).numpy()
+    out = np.empty(-(-len(flat) // LANES) * LANES * dtype.itemsize, dtype=np.uint8)
+    packed, largest = stored.packed, float(torch.finfo(dtype).max)
+    base = packed.data.numpy(), packed.offsets[0], packed.codes[0]
+    finite = kernels.add_to_base(*base, flat, largest, CODES[dtype], out)
+    final = torch.from_numpy(out).view(dtype)[: len(flat)]
+    if not finite:
+        refuse_not_finite(plan, tensor, (piece.base + update).flatten(), final)
     return final
 
 

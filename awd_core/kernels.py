@@ -306,6 +306,51 @@ def weighted_sum(
 
 
 @numba.njit(**_JIT)
+def add_to_base(
+    data: np.ndarray,
+    offset: int,
+    stored: int,
+    update: np.ndarray,
+    largest: float,
+    code: int,
+    out: np.ndarray,
+) -> bool:
+    """`theta_0 + update` of a chunk, summed in float64, rounded once.
+
+    Where the update is exactly zero the base keeps its bits: -0.0 + 0.0 would be 0.0.
+
+    Args:
+        data: Bytes of the chunk.
+        offset: Where the base begins in it.
+        stored: Type of the base.
+        update: (n,) float64.
+        largest: Largest number of the type of the result.
+        code: Type of the result.
+        out: Bytes of the result, with room for whole groups of lanes.
+
+    Returns:
+        Whether every number is finite and none is larger than `largest`.
+    """
+    n = len(update)
+    whole, rest = n - n % LANES, np.zeros(LANES)
+    rest[: n - whole] = update[whole:]
+    # x - x is 0 for a finite number, and NaN for the others.
+    strange, most = splat(0.0), splat(0.0)
+    lanes = np.empty((1, LANES))
+    for j in range(0, n, LANES):
+        change = load_lanes(update, j) if j < whole else load_lanes(rest, 0)
+        base = _stored(data, offset, stored, j)
+        merged = _unless_zero(change, base + change, base)
+        strange = strange + (merged - merged)
+        most = pick_less(most, size(merged), size(merged), most)
+        _store(out, code, j, merged)
+    store(lanes, 0, strange)
+    finite = np.all(lanes == 0.0)
+    store(lanes, 0, most)
+    return bool(finite and np.all(lanes <= largest))
+
+
+@numba.njit(**_JIT)
 def spread_rows(weights: np.ndarray, first: int, columns: int, n: int, out: np.ndarray) -> None:
     """The weight of each element's row, for n elements from position `first` of the tensor on."""
     row, column = first // columns, first % columns

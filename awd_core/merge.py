@@ -23,7 +23,7 @@ from awd_core.collect import collect, study_digest
 from awd_core.disentangle import solve, solve_dense
 from awd_core.dropping import row_sums, total
 from awd_core.errors import OutputError, RecipeError, nearest
-from awd_core.final_type import in_final_type
+from awd_core.final_type import added_to_base, in_final_type
 from awd_core.layout import blocks as block_names
 from awd_core.lines import block_scales
 from awd_core.method import sum_over_experts
@@ -294,9 +294,8 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: _Surveyed) -> Itera
         scale = survey.scales.get(tensor.name, 1.0)
 
         def merged(piece: Piece, update: torch.Tensor) -> torch.Tensor:
-            update = update * scale if scale != 1 else update
-            # Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
-            return _final(plan, tensor, torch.where(update == 0, piece.base, piece.base + update))
+            scaled = update * scale if scale != 1 else update
+            return added_to_base(plan, tensor, piece, scaled)
 
         vectors = tensor_vectors(plan, tensor)
         yield from _updates(plan, vectors, survey.found, plan.coefficients_of(tensor), merged)

@@ -1,6 +1,7 @@
 """Merges of eight Llama-shaped experts of 316M parameters, beside mergekit 0.1.5.
 
-    python -m benchmarks.merge_vs_mergekit [--methods task_arithmetic ...] [--runs 3]
+    python -m benchmarks merge_vs_mergekit
+    python -m benchmarks.merge_vs_mergekit [--cases task_arithmetic ties dare lora] [--runs 3]
 
 Base and experts are drawn from a seed in bfloat16 (5.7 GB, deleted afterwards). Both programs merge
 the same files in turn, each in a process of its own, the page cache warm for both. mergekit has a
@@ -20,6 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,8 +83,8 @@ def draw(folder: Path) -> tuple[Path, list[Path]]:
     def numbers(shape: tuple[int, ...], shift: int) -> torch.Tensor:
         n = int(np.prod(shape))
         start = (shift * 7_919_993) % (1 << 24)
-        index = torch.arange(start, start + n) % (1 << 24)
-        return pool[index].view(shape)
+        again = -(-(start + n) // len(pool)) - 1
+        return torch.cat([pool[start:], *[pool] * again])[:n].view(shape)
 
     for k, place in enumerate(folders):
         place.mkdir(parents=True)
@@ -128,63 +130,143 @@ def warm(folders: list[Path]) -> None:
     """Read every input once."""
     buffer = bytearray(1 << 22)
     for folder in folders:
-        with (folder / "model.safetensors").open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
+        for file in folder.glob("*.safetensors"):
+            with file.open("rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
 
 
-def ours(base: Path, experts: list[Path], method: str, folder: Path) -> Path:
-    """Our recipe of a method, as a file."""
-    fields = {
-        "base": str(base),
-        "experts": [str(expert) for expert in experts],
-        "method": method,
-        "coefficient": COEFFICIENT,
-    }
-    file = folder / f"ours-{method}.yaml"
-    file.write_text(yaml.safe_dump(fields, sort_keys=False))
+@dataclass(frozen=True)
+class Case:
+    """One merge, as both programs are asked for it.
+
+    Attributes:
+        title: For the table.
+        ours: Fields of our recipe, besides base and experts.
+        theirs: The method, and its parameters for every expert.
+        budget: How many times faster it has to be.
+        lora: Whether the experts are LoRA adapters.
+        random: Whether the method draws at random, so that outputs are compared as statistics.
+    """
+
+    title: str
+    ours: dict[str, Any]
+    theirs: tuple[str, dict[str, Any]]
+    budget: float
+    lora: bool = False
+    random: bool = False
+
+
+_TASK_ARITHMETIC = {"method": "task_arithmetic", "coefficient": COEFFICIENT}
+_WEIGHT = {"weight": COEFFICIENT, "normalize": False}
+CASES = {
+    "task_arithmetic": Case(
+        "Task arithmetic", _TASK_ARITHMETIC, ("task_arithmetic", _WEIGHT), budget=5
+    ),
+    "ties": Case(
+        "TIES, every tensor trimmed by itself, density 0.2",
+        {"method": "ties_mergekit", "coefficient": 1.0, "knobs": {"density": DENSITY}},
+        ("ties", {"weight": 1.0, "density": DENSITY, "normalize": True}),
+        budget=15,
+    ),
+    "dare": Case(
+        "DARE, linear, rescaled to the L1 norm, density 0.2",
+        {
+            "method": "dare",
+            "coefficient": COEFFICIENT,
+            "knobs": {"drop": 1 - DENSITY, "rescale": "l1"},
+        },
+        ("dare_linear", _WEIGHT | {"density": DENSITY}),
+        budget=8,
+        random=True,
+    ),
+    "lora": Case(
+        "Task arithmetic on LoRA adapters of rank 16",
+        _TASK_ARITHMETIC,
+        ("task_arithmetic", _WEIGHT),
+        budget=5,
+        lora=True,
+    ),
+}
+
+
+def ours(case: Case, base: Path, experts: list[Path], file: Path) -> Path:
+    """Our recipe, as a file."""
+    inputs = {"base": str(base), "experts": list(map(str, experts))}
+    file.write_text(yaml.safe_dump(inputs | case.ours, sort_keys=False))
     return file
 
 
-def theirs(base: Path, experts: list[Path], method: str, folder: Path) -> Path:
-    """mergekit's recipe of a method, as a file, in bfloat16, in which it is fastest."""
-    own = {"weight": COEFFICIENT}
+def theirs(case: Case, base: Path, experts: list[Path], file: Path) -> Path:
+    """mergekit's recipe, as a file, in bfloat16, in which it is fastest."""
+    method, parameters = case.theirs
+    names = [f"{base}+{expert}" if case.lora else str(expert) for expert in experts]
     fields = {
         "merge_method": method,
         "base_model": str(base),
-        "models": [{"model": str(expert), "parameters": own} for expert in experts],
-        "parameters": {"normalize": False},
+        "models": [{"model": name} for name in names],
+        "parameters": parameters,
         "dtype": "bfloat16",
     }
-    file = folder / f"theirs-{method}.yaml"
     file.write_text(yaml.safe_dump(fields, sort_keys=False))
     return file
 
 
-def difference(left: Path, right: Path, base: Path) -> tuple[float, float]:
-    """Share of elements that differ, and the largest difference in ulp of base or result."""
+@dataclass
+class Weights:
+    """Tensors of a folder, read when asked for."""
+
+    folder: Path
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                if name in opened.keys():  # noqa: SIM118
+                    return opened.get_tensor(name)
+        raise KeyError(name)
+
+
+def difference(left: Path, right: Path, base: Path) -> str:
+    """How far two merges are apart, in elements, in ulp and as task vectors."""
     differ = total = 0
-    largest = 0.0
-    files = {}
-    for file in sorted(right.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            files |= dict.fromkeys(opened.keys(), file)
-    with (
-        safe_open(left / "model.safetensors", "pt") as ours_file,
-        safe_open(base / "model.safetensors", "pt") as base_file,
-    ):
-        for name in shapes():
-            with safe_open(files[name], "pt") as their_file:
-                a, b = ours_file.get_tensor(name), their_file.get_tensor(name)
-            unequal = a != b
-            differ += int(unequal.sum())
-            total += a.numel()
-            if unequal.any():
-                x, y = a[unequal].float(), b[unequal].float()
-                scale = torch.maximum(x.abs(), base_file.get_tensor(name)[unequal].float().abs())
-                unit = 2.0 ** (scale.clamp(min=1e-30).log2().floor() - 7)
-                largest = max(largest, float(((x - y).abs() / unit).max()))
-    return differ / total, largest
+    largest = apart = moved = 0.0
+    mine, their, start = Weights(left), Weights(right), Weights(base)
+    for name in shapes():
+        a, b, origin = mine[name], their[name], start[name].float()
+        unequal = a != b
+        differ += int(unequal.sum())
+        total += a.numel()
+        apart += float((a.float() - b.float()).square().sum())
+        moved += float((b.float() - origin).square().sum())
+        if unequal.any():
+            x, y = a[unequal].float(), b[unequal].float()
+            scale = torch.maximum(x.abs(), origin[unequal].abs())
+            unit = 2.0 ** (scale.clamp(min=1e-30).log2().floor() - 7)
+            largest = max(largest, float(((x - y).abs() / unit).max()))
+    return (
+        f"{differ / total:.2e} of the elements differ, by at most {largest:.2g} bfloat16 ulp;"
+        f" distance of the merged task vectors {(apart / moved) ** 0.5:.1e} of their norm"
+    )
+
+
+def statistics_of(merged: Path, base: Path, experts: list[Path]) -> str:
+    """What dropping at random leaves unchanged in the mean, over all matrices of four layers.
+
+    With u the merged task vector and t = lambda sum_k tau_k: the slope <u, t> / <t, t> and the
+    ratio of norms ||u|| / ||t||.
+    """
+    products = squares = own = 0.0
+    result, start, sources = Weights(merged), Weights(base), [Weights(one) for one in experts]
+    for name in shapes():
+        if not name.startswith(tuple(f"model.layers.{layer}." for layer in (0, 6, 12, 18))):
+            continue
+        origin = start[name].float()
+        u = result[name].float() - origin
+        t = COEFFICIENT * torch.stack([one[name].float() - origin for one in sources]).sum(0)
+        products += float((u * t).sum())
+        squares += float(t.square().sum())
+        own += float(u.square().sum())
+    return f"slope {products / squares:.4f}, norm {(own / squares) ** 0.5:.4f}"
 
 
 def row(name: str, runs: list[Run]) -> str:
@@ -196,42 +278,86 @@ def row(name: str, runs: list[Run]) -> str:
     return f"| {name} | {len(runs)} | {median[0]:.2f} | {median[1]:.2f} | {median[2]:,.0f} |"
 
 
-def compare(folder: Path, method: str, runs: int, base: Path, experts: list[Path]) -> None:
-    """Both programs in turn."""
+def compare(
+    folder: Path, case: Case, runs: int, base: Path, experts: list[Path]
+) -> tuple[float, str]:
+    """Both programs in turn; how many times faster we are, and the table."""
     command = installed()
-    own, other = ours(base, experts, method, folder), theirs(base, experts, method, folder)
+    own = ours(case, base, experts, folder / "ours.yaml")
+    other = theirs(case, base, experts, folder / "theirs.yaml")
     found: dict[str, list[Run]] = {"ours": [], "mergekit": [], "again": []}
-    mine, their = folder / "ours", folder / "theirs"
+    mine, their, home, cache = (folder / name for name in ("ours", "theirs", "home", "cache"))
     merge = [sys.executable, "-m", "awd_core", "merge", own, mine, "--json"]
     kit = [command, other, their, "--no-copy-tokenizer", "--quiet", "--lazy-unpickle"]
-    home = folder / "home"
+    kit += ["--lora-merge-cache", cache] if case.lora else []
+    inputs = [base, *experts]
     for _ in range(runs):
-        for place in (mine, their, home):
+        for place in (mine, their, home, cache):
             shutil.rmtree(place, ignore_errors=True)
-        warm([base, *experts])
+        warm(inputs)
         found["mergekit"].append(timed(kit))
-        warm([base, *experts])
+        shutil.rmtree(cache, ignore_errors=True)
+        warm(inputs)
         found["ours"].append(timed(merge, AWD_HOME=str(home)))
-    shares = difference(mine, their, base)
+    if case.random:
+        agreement = "; ".join(
+            f"{name}: {statistics_of(one, base, experts)}"
+            for name, one in (("ours", mine), ("mergekit", their))
+        )
+    else:
+        agreement = difference(mine, their, base)
     shutil.rmtree(mine)
     found["again"].append(timed(merge, AWD_HOME=str(home)))
-    print(f"\n{method}\n\n| | runs | seconds | CPU seconds | peak MB |\n|---|---|---|---|---|")
-    print(row("mergekit 0.1.5", found["mergekit"]))
-    print(row("ours", found["ours"]))
-    print(row("ours, inputs hashed before", found["again"]))
     kit_seconds, our_seconds = (
         statistics.median(run.seconds for run in found[name]) for name in ("mergekit", "ours")
     )
-    print(f"\n{kit_seconds / our_seconds:.1f} times faster;", end=" ")
-    print(f"{shares[0]:.2e} of the elements differ, by at most {shares[1]:.2g} bfloat16 ulp")
+    times = kit_seconds / our_seconds
+    lines = [
+        f"**{case.title}**: {times:.1f} times faster (budget {case.budget:g}).",
+        agreement + ".",
+        "",
+        "| | runs | seconds | CPU seconds | peak MB |\n|---|---|---|---|---|",
+        row("mergekit 0.1.5", found["mergekit"]),
+        row("ours", found["ours"]),
+        row("ours, inputs hashed before", found["again"]),
+    ]
     for place in (mine, their, home):
         shutil.rmtree(place, ignore_errors=True)
+    return times, "\n".join(lines)
+
+
+def adapters(base: Path, folder: Path) -> list[Path]:
+    """LoRA adapters of rank 16 on every matrix of attention, in bfloat16."""
+    generator = torch.Generator().manual_seed(1)
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(base),
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": [f"{part}_proj" for part in "qkvo"],
+        "task_type": "CAUSAL_LM",
+    }
+    found = []
+    for k in range(N_EXPERTS):
+        place = folder / f"adapter-{k}"
+        place.mkdir(parents=True)
+        (place / "adapter_config.json").write_text(json.dumps(config))
+        state = {}
+        for layer in range(LAYERS):
+            for part in "qkvo":
+                name = f"base_model.model.model.layers.{layer}.self_attn.{part}_proj"
+                for side, shape in (("A", (16, WIDTH)), ("B", (WIDTH, 16))):
+                    factor = torch.randn(shape, generator=generator) * 0.01
+                    state[f"{name}.lora_{side}.weight"] = factor.to(torch.bfloat16)
+        save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        found.append(place)
+    return found
 
 
 def main() -> None:
     """Draw, merge in turn, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=["task_arithmetic"])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the inputs are or will be, and stay")
     arguments = parser.parse_args()
@@ -243,9 +369,13 @@ def main() -> None:
         else:
             base, experts = draw(folder)
         n = sum(int(np.prod(shape)) for shape in shapes().values())
-        print(f"{n:,} parameters, {N_EXPERTS} experts, bfloat16")
-        for method in arguments.methods:
-            compare(Path(scratch), method, arguments.runs, base, experts)
+        print(f"{n:,} parameters, {N_EXPERTS} experts, bfloat16; medians of {arguments.runs} runs")
+        for key in arguments.cases:
+            case, place = CASES[key], Path(scratch) / key
+            place.mkdir()
+            inputs = adapters(base, place) if case.lora else experts
+            _, table = compare(place, case, arguments.runs, base, inputs)
+            print(f"\n{table}", flush=True)
 
 
 if __name__ == "__main__":
