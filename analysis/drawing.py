@@ -172,6 +172,6 @@ def names_in(table: pd.DataFrame, column: str) -> list[str]:
     return [str(name) for name in table[column].unique()]
 
 
-def only(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+def only(table: pd.DataFrame, column: str, value: str | bool) -> pd.DataFrame:
     """The rows with this value."""
     return pd.DataFrame(table[table[column] == value])

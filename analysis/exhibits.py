@@ -12,11 +12,12 @@ from typing import Literal, get_args
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import figures, tables
+from analysis import element_figures, figures, spectral_figures, tables
+from analysis.measure import Needs
 from analysis.measures import measure
 from analysis.overview import overview, overview_heatmap, shared_range
 from analysis.theme import Theme
-from analysis.view import View
+from analysis.view import Scope, View
 
 Format = Literal["csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -38,6 +39,7 @@ class Exhibit:
         table: The numbers.
         draw: A Plotly figure, or HTML.
         pairs: Whether it needs two experts.
+        needs: What of the study it is made from.
     """
 
     key: str
@@ -46,12 +48,17 @@ class Exhibit:
     table: Callable[[View], pd.DataFrame]
     draw: Callable[[View, Theme], go.Figure | str]
     pairs: bool = False
+    needs: Needs = "gram"
 
 
 def exhibits(view: View) -> tuple[Exhibit, ...]:
     """Those that this view can show."""
     moved = view.n_experts > 1 and bool(tables.pair_by_block(view)["cosine"].notna().any())
-    return tuple(one for one in EXHIBITS if moved or not one.pairs)
+    return tuple(
+        one
+        for one in EXHIBITS
+        if (moved or not one.pairs) and (one.needs != "spectra" or _has_matrix(view))
+    )
 
 
 def as_file(table: pd.DataFrame, form: Format) -> bytes:
@@ -158,6 +165,30 @@ def _retained(view: View) -> str:
     )
 
 
+def _has_matrix(view: View) -> bool:
+    return view.study.has_spectra and spectral_figures.most_moved_matrix(view) is not None
+
+
+def _matrix(view: View) -> str:
+    """The matrix that stands for the others: the one that the experts move most."""
+    found = spectral_figures.most_moved_matrix(view)
+    assert found is not None  # `exhibits` offers nothing else
+    return found
+
+
+def _mask_table(view: View) -> pd.DataFrame:
+    """Shares by block, and how much of each block the mask of every expert keeps."""
+    table = element_figures.masks(view)
+    parts: list[tuple[Scope, str]] = [("block", block) for block in view.labels("block")]
+    parts.append(("model", tables.MODEL))
+    for k, expert in enumerate(view.experts):
+        table[f"mask of {expert}"] = [
+            element_figures.mask_densities(view, scope=scope, name=name)["density"][k]
+            for scope, name in parts
+        ]
+    return table
+
+
 EXHIBITS = (
     Exhibit(
         "cosines_by_block",
@@ -182,6 +213,53 @@ EXHIBITS = (
         tables.pair_sign_by_block,
         lambda view, theme: figures.sign_heatmap(tables.pair_sign_by_block(view), theme=theme),
         pairs=True,
+    ),
+    Exhibit(
+        "agreement",
+        "Do they agree, weight by weight?",
+        lambda view: element_figures.agreement_sentence(element_figures.agreement(view)),
+        element_figures.agreement,
+        lambda view, theme: element_figures.agreement_bars(
+            element_figures.agreement(view), theme=theme
+        ),
+        pairs=True,
+        needs="elements",
+    ),
+    Exhibit(
+        "masks",
+        "Who needs the weights that moved?",
+        element_figures.mask_sentence,
+        _mask_table,
+        lambda view, theme: element_figures.mask_bars(
+            element_figures.masks(view), element_figures.mask_densities(view), theme=theme
+        ),
+        needs="elements",
+    ),
+    Exhibit(
+        "spectrum",
+        "In how many directions does each expert move?",
+        lambda view: spectral_figures.spectrum_sentence(view, _matrix(view)),
+        lambda view: spectral_figures.spectrum(view, _matrix(view)),
+        lambda view, theme: spectral_figures.spectrum_lines(
+            spectral_figures.spectrum(view, _matrix(view)),
+            f"Singular values of each expert in {_matrix(view)}",
+            theme,
+        ),
+        needs="spectra",
+    ),
+    Exhibit(
+        "overcounting",
+        "Which directions does the merge count several times?",
+        lambda view: spectral_figures.overcounting_sentence(
+            spectral_figures.overcounting(view, _matrix(view))
+        ),
+        lambda view: spectral_figures.overcounting(view, _matrix(view)),
+        lambda view, theme: spectral_figures.overcounting_heatmap(
+            spectral_figures.overcounting(view, _matrix(view)),
+            f"What the merge makes of each expert in {_matrix(view)}",
+            theme,
+        ),
+        needs="spectra",
     ),
     Exhibit(
         "norms",

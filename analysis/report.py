@@ -26,7 +26,7 @@ from analysis.measures import MEASURES
 from analysis.measures import measure as find_measure
 from analysis.narrative import Finding, findings
 from analysis.theme import DARK, LIGHT, Theme
-from analysis.view import View
+from analysis.view import View, factors_by_tensor
 from awd_core import AwdError, Recipe, Study, files
 from awd_core.errors import RecipeError
 from awd_core.method import LinearMethod
@@ -85,7 +85,12 @@ def reviewed(study: Study, recipe: Recipe | None = None) -> Reviewed:
     method, coefficients = recipe.build_method(), recipe.lambdas()
     if isinstance(method, LinearMethod):
         coefficients = method.multipliers(coefficients)
-    return Reviewed(study, recipe, View(seen, solved, np.asarray(coefficients, dtype=np.float64)))
+    multipliers = np.asarray(coefficients, dtype=np.float64)
+    return Reviewed(
+        study,
+        recipe,
+        View(seen, solved, multipliers, factors_by_tensor(seen, recipe.block_factors)),
+    )
 
 
 def write_report(study: Study, out: str | Path, recipe: Recipe | None = None) -> Path:

@@ -49,6 +49,13 @@ def matrix_energies(view: View) -> np.ndarray:
     return diagonal(view.study.grams[matrix_positions(view)])
 
 
+def matrix_multipliers(view: View) -> np.ndarray:
+    """lambda of every expert in every matrix, factors by block included, (matrices, K)."""
+    positions = matrix_positions(view)
+    factors = np.ones(len(positions)) if view.factors is None else view.factors[positions]
+    return np.outer(factors, view.multipliers)
+
+
 def rotated(view: View) -> list[Rotated]:
     """Every matrix along the directions of the sum."""
     return view.once("rotated", lambda: [_rotated(view, at) for at in matrix_positions(view)])

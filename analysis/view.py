@@ -4,7 +4,7 @@ Every number follows from a few sums per tensor, added up over a scope: the whol
 blocks, kinds or tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -180,6 +180,13 @@ class View:
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]
+
+
+def factors_by_tensor(study: Study, by_block: Mapping[str, float]) -> np.ndarray | None:
+    """lambda by block as `View` takes it: a factor for every tensor; None without any."""
+    if not by_block:
+        return None
+    return np.array([by_block.get(tensor.block, 1.0) for tensor in study.tensors])
 
 
 def _disentangled(moments: Moments) -> np.ndarray:

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the inputs are wrong, 2 usage, 130 cancelled.
 """
 
-import json
 import re
 import signal
 import sys
@@ -16,19 +15,32 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import awd_core as awd
-from awd_core import zoo
-from awd_core.checkpoints import BaseFit, Checkpoint, Estimate, Problem, common_rows
+from awd_core import closer, zoo
+from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
 from awd_core.method_docs import description
 from awd_core.naming import matching
 from awd_core.parallel import Engine
 from awd_core.recipe import Recipe
+from awd_core.terminal import (
+    AllowPickle,
+    AsJson,
+    BaseArg,
+    Device,
+    Events,
+    ExpertArgs,
+    err,
+    open_sources,
+    out,
+    print_json,
+    print_line,
+    print_result,
+    print_table,
+)
 
 app = typer.Typer(
     help="AWD Studio: see where experts interfere, disentangle them, merge, ship.",
@@ -36,32 +48,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+app.command()(closer.spectra)
+app.command()(closer.locks)
 OnEngine = Annotated[
     str, typer.Option("--engine", help="threads of this machine, or ray: a Ray cluster.")
 ]
 Address = Annotated[
     str | None, typer.Option(help="Of a running Ray cluster; RAY_ADDRESS if left out.")
-]
-Events = Annotated[
-    Path | None, typer.Option(help="Append progress to this file as JSON lines.", hidden=True)
-]
-BaseArg = Annotated[
-    str, typer.Argument(help="Folder, weight file, hub id, zoo:base, or `zoo` for all of it.")
-]
-ExpertArgs = Annotated[
-    list[str] | None,
-    typer.Argument(help="Model or LoRA folders, weight files, hub ids, or zoo:NAME."),
-]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Open pytorch_model.bin where there is nothing else; no code is run."
-    ),
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Pattern of tensors kept from the base; repeatable.")
@@ -97,7 +90,7 @@ def methods(
     chosen = awd.METHODS if key is None else (awd.find_method(key),)
     described = [description(method) for method in chosen]
     if as_json:
-        _print_json({"methods": described})
+        print_json({"methods": described})
     elif key is None:
         rows = [
             {
@@ -109,14 +102,14 @@ def methods(
             }
             for one in described
         ]
-        _print_table("Methods", rows)
+        print_table("Methods", rows)
     else:
         (one,) = described
         knobs, presets = one.pop("knobs"), one.pop("presets")
-        _print_table(one["title"], [{"": name, " ": value} for name, value in one.items()])
-        _print_table("Knobs", [_knob_row(knob) for knob in knobs], "It has no knobs.")
+        print_table(one["title"], [{"": name, " ": value} for name, value in one.items()])
+        print_table("Knobs", [_knob_row(knob) for knob in knobs], "It has no knobs.")
         rows = [{"preset": name, **preset} for name, preset in presets.items()]
-        _print_table("Presets", rows, "It has no presets.")
+        print_table("Presets", rows, "It has no presets.")
 
 
 def _knob_row(knob: dict[str, Any]) -> dict[str, str]:
@@ -146,7 +139,7 @@ def inspect(
 
     Exit code 0 when they merge and the result fits on this machine, else 1.
     """
-    opened, opened_experts = _open(base, experts, allow_pickle, vocabulary)
+    opened, opened_experts = open_sources(base, experts, allow_pickle, vocabulary)
     excluded = matching(tuple(opened.stored), exclude or ())
     report = awd.preflight(opened, opened_experts, tuple(excluded), output)
     candidates = [
@@ -156,7 +149,7 @@ def inspect(
     problems = [*report.problems, *awd.base_problems(fits)]
     good = report.ok and report.estimate.verdict != "will not fit"
     if as_json:
-        _print_json(
+        print_json(
             {
                 "ok": good,
                 "problems": [vars(problem) for problem in problems],
@@ -194,7 +187,7 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Read base and experts once and write the study."""
-    opened, opened_experts = _open(base, experts, allow_pickle, vocabulary)
+    opened, opened_experts = open_sources(base, experts, allow_pickle, vocabulary)
     with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         study = awd.collect(
             opened,
@@ -218,7 +211,7 @@ def collect(
                 cancel=watch.cancelled,
             )
     result = {"study": str(study.path), "experts": study.experts, "tensors": len(study.tensors)}
-    _print_result(result, as_json)
+    print_result(result, as_json)
 
 
 @app.command()
@@ -299,7 +292,7 @@ def tune(
         shares = 1 - solved.n_experts * solved.span_coefficients[0]
         result["alpha_critical"] = float(solved.critical_alpha[0])
         result["weight_over_lambda"] = dict(zip(opened.experts, shares.tolist(), strict=True))
-    _print_result(result, as_json)
+    print_result(result, as_json)
 
 
 @app.command()
@@ -323,14 +316,14 @@ def merge(
         folder = awd.merge(
             chosen,
             output,
-            checkpoints=_open(chosen.base, chosen.experts, allow_pickle),
+            checkpoints=open_sources(chosen.base, chosen.experts, allow_pickle),
             device=device,
             shard_bytes=None if shard_size is None else _bytes(shard_size),
             progress=watch.progress,
             cancel=watch.cancelled,
             engine=spread,
         )
-    _print_result({"merged": str(folder)}, as_json)
+    print_result({"merged": str(folder)}, as_json)
 
 
 @app.command("export-study")
@@ -343,7 +336,7 @@ def export_study(
     from awd_core import archive
 
     written = archive.export_study(awd.open_study(study), output)
-    _print_result({"written": str(written), "bytes": written.stat().st_size}, as_json)
+    print_result({"written": str(written), "bytes": written.stat().st_size}, as_json)
 
 
 @app.command()
@@ -385,9 +378,9 @@ def convert(
     if output is not None:
         awd.files.require_new(output)
         output.write_text(text, encoding="utf-8")
-        _print_result({"written": str(output)}, as_json)
+        print_result({"written": str(output)}, as_json)
     elif as_json:
-        _print_json({"mergekit": text})
+        print_json({"mergekit": text})
     else:
         print(text, end="")
 
@@ -423,9 +416,9 @@ def evaluate(
         for one in found
     ]
     if as_json:
-        _print_json({"tasks": rows, "mean_accuracy": mean_accuracy(found)})
+        print_json({"tasks": rows, "mean_accuracy": mean_accuracy(found)})
     else:
-        _print_table("Accuracy", rows)
+        print_table("Accuracy", rows)
         out.print(f"mean accuracy {mean_accuracy(found):.4f}")
 
 
@@ -448,9 +441,9 @@ def verify(
         )
     rows = [vars(check) for check in found.checks]
     if as_json:
-        _print_json({"ok": found.ok, "checks": rows})
+        print_json({"ok": found.ok, "checks": rows})
     else:
-        _print_table(f"Verification of {output}", rows)
+        print_table(f"Verification of {output}", rows)
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -462,25 +455,6 @@ def _bytes(size: str) -> int:
     return int(n_bytes)
 
 
-def _open(
-    base: str,
-    experts: Sequence[str] | None,
-    allow_pickle: bool = False,
-    vocabulary: str = "same",
-) -> tuple[Checkpoint, list[Checkpoint]]:
-    if base == "zoo" and not experts:
-        base, experts = "zoo:base", [f"zoo:{key}" for key in zoo.TASK_KEYS]
-    opened = [
-        awd.open_checkpoint(source, allow_pickle=allow_pickle)
-        for source in (base, *(experts or ()))
-    ]
-    if vocabulary not in ("same", "common_rows"):
-        raise typer.BadParameter(f"{vocabulary!r}: same or common_rows", param_hint="--vocabulary")
-    if vocabulary == "common_rows":
-        opened[1:] = map(common_rows, opened[1:])
-    return opened[0], opened[1:]
-
-
 def _engine(name: str, address: str | None) -> AbstractContextManager[Engine | None]:
     from awd_core.cluster import ray_cluster
 
@@ -490,7 +464,7 @@ def _engine(name: str, address: str | None) -> AbstractContextManager[Engine | N
 
 
 def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:
-    base, experts = _open(recipe.base, recipe.experts)
+    base, experts = open_sources(recipe.base, recipe.experts)
     return awd.collect(base, experts, progress=watch.progress, cancel=watch.cancelled)
 
 
@@ -510,14 +484,14 @@ def _print_preflight(
         rows = list(group)
         for one in rows[:ROWS_OF_A_KIND]:
             said = f"{kind}: {one.where}: {one.received}; expected {one.expected}. {one.remedy}"
-            _print_line(f"[bold {colour}]{severity}[/] {escape(said)}")
+            print_line(f"[bold {colour}]{severity}[/] {escape(said)}")
         if left := len(rows[ROWS_OF_A_KIND:]):
-            _print_line(f"[bold {colour}]{severity}[/] {left} more of kind {kind}; see --json.")
+            print_line(f"[bold {colour}]{severity}[/] {left} more of kind {kind}; see --json.")
     for fit in fits:
         norms = ", ".join(f"{name} {value:.3g}" for name, value in fit.relative_norms.items())
         if norms:
             cosine = "" if fit.mean_cosine is None else f"; mean cosine {fit.mean_cosine:.3f}"
-            _print_line(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
+            print_line(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
     out.print(
         f"{estimate.parameters:,} parameters; {estimate.bytes_to_read / 1e6:,.0f} MB to read,"
         f" {estimate.bytes_to_write / 1e6:,.0f} MB to write; about {_duration(estimate.seconds)}."
@@ -527,46 +501,12 @@ def _print_preflight(
         out.print(f"{name}: {one.needed / 1e9:.1f} GB{free}: {one.verdict}")
 
 
-def _print_line(text: str) -> None:
-    out.print(text, highlight=False, soft_wrap=True)
-
-
 def _severity_and_kind(problem: Problem) -> tuple[str, str]:
     return problem.severity, problem.kind
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
-
-
-def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(result)
-        return
-    for name, value in result.items():
-        shown = f"{value:.6g}" if isinstance(value, float) else value
-        if isinstance(value, dict):
-            shown = ", ".join(f"{key} {number:.3f}" for key, number in value.items())
-        elif isinstance(value, tuple):
-            shown = ", ".join(value)
-        out.print(f"[bold]{name.replace('_', ' ')}[/bold]: {shown}", highlight=False)
-
-
-def _print_table(title: str, rows: Sequence[dict[str, Any]], empty: str = "") -> None:
-    if not rows:
-        out.print(empty)
-        return
-    table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "))
-    for row in rows:
-        cells = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values())
-        table.add_row(*map(escape, cells))
-    out.print(table)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -586,7 +526,7 @@ def main() -> NoReturn:
         sys.exit(130)
     except awd.AwdError as error:
         if as_json:
-            _print_json(error.as_dict())
+            print_json(error.as_dict())
         err.print(
             f"[bold red]{type(error).__name__}[/bold red] {escape(str(error))}",
             highlight=False,

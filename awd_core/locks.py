@@ -21,6 +21,7 @@ import torch
 
 from awd_core import layout
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.stream import read_base, row_blocks
 
 MOVED, RATIO = 0.5, 10.0
@@ -62,20 +63,37 @@ class LockSign:
         )
 
 
-def lock_signs(base: Checkpoint, experts: Sequence[Checkpoint]) -> tuple[LockSign, ...]:
+def lock_signs(
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    *,
+    progress: ProgressFn | None = None,
+    cancel: CancelFn | None = None,
+) -> tuple[LockSign, ...]:
     """Every pair of query and key, and of value and output, of every expert.
 
     Attention whose weights are fused, or whose key and value heads are shared in a way that the
     configuration does not tell, is left out.
 
+    Args:
+        base: The base.
+        experts: Its experts.
+        progress: Called after each pair of each expert.
+        cancel: Polled there.
+
+    Raises:
+        Cancelled: `cancel` returned True.
+
     Cost: the attention weights are read once, a few of them at a time, and multiplied.
     """
-    return tuple(
-        _sign(pair, block, expert, tensors, base.config)
-        for block, pair, tensors in _pairs(base)
-        if _kv_heads(base.config, pair, tensors) is not None
-        for expert in experts
-    )
+    pairs = [found for found in _pairs(base) if _kv_heads(base.config, *found[1:]) is not None]
+    report = Reporter("Looking for locks", len(pairs) * len(experts), progress, cancel)
+    signs = []
+    for block, pair, tensors in pairs:
+        for expert in experts:
+            signs.append(_sign(pair, block, expert, tensors, base.config))
+            report.advance(1, f"{block} of {expert.label}")
+    return tuple(signs)
 
 
 def _pairs(base: Checkpoint) -> Iterator[tuple[str, str, tuple[StoredTensor, StoredTensor]]]:

@@ -11,7 +11,7 @@ import streamlit as st
 
 import awd_core as awd
 from analysis.clustering import Clusters, clusters
-from analysis.view import View
+from analysis.view import View, factors_by_tensor
 from awd_core import AwdError, Disentangled, Recipe, Settings, Study, zoo
 from awd_core.disentangle import AlphaPath, match_norm
 from awd_core.disentangle import alpha_path as solve_alpha_path
@@ -221,11 +221,8 @@ def _view(
     block_factors: tuple[tuple[str, float], ...],
     _study: Study,
 ) -> View:
-    by_block = dict(block_factors)
-    factors = np.array([by_block.get(tensor.block, 1.0) for tensor in _study.tensors])
-    return View(
-        _study, solved(_study, settings), np.array(multipliers), factors if by_block else None
-    )
+    by_block = factors_by_tensor(_study, dict(block_factors))
+    return View(_study, solved(_study, settings), np.array(multipliers), by_block)
 
 
 def alpha_path(study: Study) -> AlphaPath:
@@ -245,7 +242,17 @@ def alike(study: Study) -> Clusters:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _alike(digest: str, _study: Study) -> Clusters:
-    return clusters(View(_study, solved(_study, None), np.ones(_study.n_experts)))
+    return clusters(plain_view(_study))
+
+
+def plain_view(study: Study) -> View:
+    """The task vectors as they are; for everything that no slider changes."""
+    return _plain_view(study.digest, study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _plain_view(digest: str, _study: Study) -> View:
+    return View(_study, solved(_study, None), np.ones(_study.n_experts))
 
 
 def coefficient_key(method: type[MergeMethod]) -> str:

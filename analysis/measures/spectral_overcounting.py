@@ -4,7 +4,7 @@ import numpy as np
 
 from analysis.arithmetic import ratio
 from analysis.measure import Measure
-from analysis.spectral import Rotated, rotated, summed
+from analysis.spectral import Rotated, matrix_multipliers, rotated, summed
 from analysis.view import Scope, View
 
 
@@ -21,9 +21,9 @@ def directions(one: Rotated, multipliers: np.ndarray) -> np.ndarray:
 def miscounted(view: View, scope: Scope) -> np.ndarray:
     """`sum_r (s_r^k - 1)^2 ||a_r^k||^2 / sum_r ||a_r^k||^2`, over matrices, (parts, K)."""
     wrong, whole = [], []
-    for one in rotated(view):
+    for one, multipliers in zip(rotated(view), matrix_multipliers(view), strict=True):
         own = np.einsum("rkk->rk", one.grams)
-        scales = np.nan_to_num(directions(one, view.multipliers), nan=1.0)
+        scales = np.nan_to_num(directions(one, multipliers), nan=1.0)
         wrong.append(((scales - 1.0) ** 2 * own).sum(0))
         whole.append(own.sum(0))
     return ratio(summed(view, scope, np.stack(wrong)), summed(view, scope, np.stack(whole)))

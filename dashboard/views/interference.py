@@ -9,7 +9,7 @@ from analysis.narrative import findings
 from analysis.overview import matrix_of, overview, overview_heatmap, shared_range
 from analysis.view import View
 from awd_core import Study
-from dashboard import state
+from dashboard import close_ups, state
 from dashboard.charts import chart, cosine_metric, matrices, theme
 from dashboard.latency import paint_first
 from dashboard.look import Look, Part, chosen_experts, chosen_look, chosen_part
@@ -82,6 +82,7 @@ def _pictures(study: Study, view: View) -> None:
         _overview(view, look, experts)
         _findings(view)
     _tensors(view, part)
+    close_ups.draw(study, view, part, look.measure.key)
     if study.n_experts > 2:
         _alike(study)
 

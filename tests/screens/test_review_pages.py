@@ -406,7 +406,7 @@ def test_results_of_lm_eval_stand_beside_one_another() -> None:
 # --- Report --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [one.key for one in EXHIBITS])
+@pytest.mark.parametrize("key", [one.key for one in EXHIBITS if one.needs != "spectra"])
 def test_every_slide_says_and_shows_something(study: awd.Study, key: str) -> None:
     test = on("report")
     test.selectbox(key="slide").set_value(key).run()

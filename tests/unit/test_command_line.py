@@ -189,7 +189,7 @@ def test_a_stopped_process_ends_with_130_and_leaves_nothing(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not events.exists() and time.monotonic() < deadline:
+    while not (events.exists() and events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(number)
     _, err = child.communicate(timeout=120)
@@ -233,6 +233,25 @@ def test_many_rows_of_a_kind_are_counted_for_a_person_and_listed_for_a_machine(
     assert "error 3 more of kind missing" in out
     code, out, _ = awd(monkeypatch, capsys, "inspect", base, expert, "--json")
     assert sum(row["kind"] == "missing" for row in json.loads(out)["problems"]) == 8
+
+
+def test_spectra_are_added_to_a_study_that_is_there(
+    made: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = tmp_path / "study"
+    assert awd(monkeypatch, capsys, "collect", *sources(made), "-o", study)[0] == 0
+    before = open_study(study)
+    assert not before.has_spectra
+    code, out, _ = awd(monkeypatch, capsys, "spectra", study, "--json")
+    assert code == 0
+    after = open_study(study)
+    assert json.loads(out)["matrices"] == len(after.spectra[0]) > 0
+    assert after.digest == before.digest
+    made.expert_paths[0].joinpath("model.safetensors").unlink()
+    assert awd(monkeypatch, capsys, "spectra", tmp_path / "nothing")[0] == 1
 
 
 def test_pickled_weights_need_leave_at_every_verb(

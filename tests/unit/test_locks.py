@@ -1,11 +1,14 @@
 """Attention that was reparameterised against merging is told from attention that was trained."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import awd_core as awd
+from awd_core.__main__ import app
 from awd_core.locks import LockSign, lock_signs
 from tests.helpers import State, save
 
@@ -103,3 +106,32 @@ def locked_double(base: State) -> State:
 def test_shared_heads_that_nothing_tells_are_left_out(tmp_path: Path) -> None:
     base = attention(kv_heads=2)
     assert signs(tmp_path, base, trained(base)) == ()
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_the_command_names_what_is_locked_and_ends_with_one(
+    tmp_path: Path, is_locked: bool
+) -> None:
+    base = attention()
+    expert = locked(trained(base)) if is_locked else trained(base)
+    paths = [
+        str(save(tmp_path / name, state, CONFIG)) for name, state in (("a", base), ("b", expert))
+    ]
+    said = CliRunner().invoke(app, ["locks", *paths])
+    assert said.exit_code == int(is_locked)
+    assert f"{4 if is_locked else 0} look locked" in said.output
+    assert ("merging will fail" in said.output) == is_locked
+    found = json.loads(CliRunner().invoke(app, ["locks", *paths, "--json"]).output)
+    assert found["ok"] is not is_locked
+    assert [sign["looks_locked"] for sign in found["signs"]] == [is_locked] * 4
+
+
+def test_looking_can_be_stopped_and_says_how_far_it_is(tmp_path: Path) -> None:
+    base = attention()
+    paths = [save(tmp_path / name, base, CONFIG) for name in ("a", "b")]
+    opened = [awd.open_checkpoint(path) for path in paths]
+    told: list[float] = []
+    lock_signs(opened[0], opened[1:], progress=lambda step: told.append(step.fraction))
+    assert told == [0.25, 0.5, 0.75, 1.0]
+    with pytest.raises(awd.Cancelled):
+        lock_signs(opened[0], opened[1:], cancel=lambda: True)
