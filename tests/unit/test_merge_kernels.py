@@ -96,7 +96,9 @@ def test_the_number_of_threads_changes_no_bit(
 def test_a_float64_floor_keeps_exactly_what_rounds_to_the_float32_one() -> None:
     rng = np.random.default_rng(0)
     patterns = rng.integers(1, 0x7F7FFFFF, 2000).astype(np.int32)
-    floors = np.concatenate([patterns.view(np.float32), np.array([1e-45, 3.4028235e38], np.float32)])
+    floors = np.concatenate(
+        [patterns.view(np.float32), np.array([1e-45, 3.4028235e38], np.float32)]
+    )
     exact = exact_floors(floors)
     assert (exact.astype(np.float32) >= floors).all()
     assert (np.nextafter(exact, 0).astype(np.float32) < floors).all()
