@@ -86,7 +86,7 @@ def _turn(label: str, shortcut: str, key: str, *, disabled: bool) -> None:
 
 def _slide(exhibit: Exhibit, view: View) -> None:
     st.title(exhibit.title)
-    st.html(f'<p class="awd-sentence">{escape(exhibit.sentence(view))}</p>')
+    st.html(f'<p class="awd-sentence">{escape(exhibit.sentence(view), quote=False)}</p>')
     drawn = exhibit.draw(view, theme())
     if isinstance(drawn, go.Figure):
         chart(_enlarged(drawn), f"slide_{exhibit.key}", exhibit.sentence(view))
