@@ -127,7 +127,7 @@ def expert_map(
     plane = {"range": [-reach, reach], "showticklabels": False, "zeroline": False}
     drawn = f"distance √(2 − 2 cos); stress {found.stress:.2f}"
     if found.stress > 0.2:
-        drawn += ": on a plane they cannot all be as far apart as they are"
+        drawn += "<br>on a plane they cannot all be as far apart as they are"
     return figure(
         [trace],
         title,

@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 import awd_core as awd
-from awd_core import closer, zoo
+from awd_core import closer
 from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 app.command()(closer.spectra)
 app.command()(closer.locks)
+app.command()(closer.evaluate)
 OnEngine = Annotated[
     str, typer.Option("--engine", help="threads of this machine, or ray: a Ray cluster.")
 ]
@@ -383,43 +384,6 @@ def convert(
         print_json({"mergekit": text})
     else:
         print(text, end="")
-
-
-@app.command()
-def evaluate(
-    recipe_or_folder: Annotated[str, typer.Argument(help="Recipe, or a model folder.")],
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    sample: Annotated[
-        int | None, typer.Option(help="Examples per task; all when left out.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Accuracy on the eight tasks of the zoo."""
-    from awd_core.evaluation import Encoder, evaluate, evaluate_recipe, mean_accuracy
-
-    tasks = zoo.tasks()
-    with Watcher(None, quiet=as_json) as watch:
-        path = Path(recipe_or_folder)
-        if path.is_file():
-            found = evaluate_recipe(Recipe.load(path), tasks, split, sample, cancel=watch.cancelled)
-        else:
-            folder = awd.open_checkpoint(recipe_or_folder).path
-            found = evaluate(Encoder.from_folder(folder), tasks, split, sample, watch.cancelled)
-    rows = [
-        {
-            "task": one.task,
-            "split": one.split,
-            "n": one.n,
-            "accuracy": one.accuracy,
-            "standard_error": one.standard_error,
-        }
-        for one in found
-    ]
-    if as_json:
-        print_json({"tasks": rows, "mean_accuracy": mean_accuracy(found)})
-    else:
-        print_table("Accuracy", rows)
-        out.print(f"mean accuracy {mean_accuracy(found):.4f}")
 
 
 @app.command()

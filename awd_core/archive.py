@@ -6,14 +6,18 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError, safe_open
+
 from awd_core import files
 from awd_core.errors import OutputError, StudyError
-from awd_core.study import MARKER, Study, open_study
+from awd_core.study import MARKER, SPECTRA, SPECTRAL_GRAM, Study, open_study
 
 SUFFIX = ".awdstudy"
 # What a study consists of: plain names, numbers and text, nothing that could run.
 _MEMBER = re.compile(r"[a-z_]+\.(json|jsonl|safetensors|parquet)|complete")
 MOST_BYTES = 8 << 30
+# Collected on demand, beside what the digest names; spectra need the Grams, which come first.
+LEVELS = (SPECTRAL_GRAM, SPECTRA)
 
 
 def export_study(study: Study, out: str | Path) -> Path:
@@ -60,6 +64,8 @@ def write_study(folder: Path, stream: IO[bytes]) -> None:
 def import_study(stream: IO[bytes], name: str = "study.awdstudy") -> Study:
     """Unpack a `.awdstudy` under AWD Studio's own folder and open it; weights are not needed.
 
+    Where the study is here already, levels that only the file holds (spectra) are added to it.
+
     Raises:
         StudyError: Not such a file, one that holds anything else, or a damaged study.
     """
@@ -73,7 +79,9 @@ def import_study(stream: IO[bytes], name: str = "study.awdstudy") -> Study:
             folder = files.home() / "studies" / digest[:16]
             if not (folder / MARKER).exists():
                 _unpack(archive, entries, folder)
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, EOFError) as error:
+            else:
+                _add_levels(archive, entries, folder)
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, EOFError, SafetensorError) as error:
         raise _refused(name, f"{type(error).__name__}: {error}") from error
     study = open_study(folder)
     if study.digest != digest:
@@ -89,6 +97,19 @@ def _unpack(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: Pa
             with archive.open(entry) as source, (partial / entry.filename).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
         open_study(partial)
+
+
+def _add_levels(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: Path) -> None:
+    """What was collected on demand on the machine that sent the file."""
+    sent = {entry.filename: entry for entry in entries}
+    missing = [name for name in LEVELS if name in sent and not (folder / name).exists()]
+    files.require_space(folder, sum(sent[name].file_size for name in missing))
+    for name in missing:
+        with files.whole_file(folder / name) as file:
+            with archive.open(sent[name]) as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            with safe_open(file, framework="numpy") as level:
+                level.keys()
 
 
 def _require_members(entries: list[zipfile.ZipInfo], name: str) -> None:

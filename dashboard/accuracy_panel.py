@@ -27,8 +27,8 @@ def accuracy_panel(study: Study, setting: Setting) -> None:
     """Draw the panel; it fills itself when a result arrives, and never holds up the page."""
     if not evaluations.is_zoo(study):
         st.info(
-            "The tasks that come with AWD Studio belong to the zoo's experts. Export this merge on"
-            " page Merge and evaluate it on your own tasks.",
+            "The tasks beside the sliders belong to the zoo's experts. Page Try evaluates base,"
+            " experts and this merge on your own texts.",
             icon=":material/info:",
         )
         return

@@ -219,7 +219,8 @@ def _no_spectra(study: Study) -> None:
         help=SPECTRA_HELP,
     ):
         assert study.path is not None
-        command = ("spectra", str(study.path))
+        allowed = ("--allow-pickle",) if state.pickle_allowed() else ()
+        command = ("spectra", str(study.path), *allowed)
         state.watch_job(jobs.start("Singular values", command, study.path).id)
         st.rerun()
     show_job()

@@ -4,6 +4,9 @@ import streamlit as st
 
 from dashboard import jobs, state
 
+# Commands whose result is what they print.
+TOLD_BY_TEXT = ("verify", "locks")
+
 
 def show_job() -> None:
     """Draw the panel; it redraws itself while the job runs."""
@@ -39,8 +42,8 @@ def _ended(job: jobs.Job) -> None:
     now = jobs.status(job)
     if now.state == "done":
         st.success(f"{job.title} is done: `{job.output}`", icon=":material/check_circle:")
-        log = (job.folder / "log.txt").read_text(encoding="utf-8").strip()
-        if job.command[0] == "verify":
+        if job.command[0] in TOLD_BY_TEXT:
+            log = (job.folder / "log.txt").read_text(encoding="utf-8").strip()
             st.code(log, language=None)
     elif now.state == "cancelled":
         st.info(f"{job.title} was cancelled; nothing was left behind.", icon=":material/block:")

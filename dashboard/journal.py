@@ -192,7 +192,8 @@ def draw(found: Journal) -> None:
             "Pin",
             key="pin",
             icon=":material/keep:",
-            help="Keep this setting beside others: pages Tune and Compare.",
+            help="Keep this setting beside others: pages Tune and Compare. Pins stay in this"
+            " browser tab; the address holds the present setting alone.",
             disabled=len(found.pins) >= MOST_PINS,
             on_click=pin,
             args=(found,),
@@ -211,6 +212,8 @@ def draw(found: Journal) -> None:
             st.button(
                 "Drop", key=f"unpin_{name}", type="tertiary", on_click=unpin, args=(found, name)
             )
+    if found.pins:
+        st.caption("Pins stay in this browser tab. To share a setting, share the address.")
     with st.expander("History and presets"):
         _named(found)
         _history(found)

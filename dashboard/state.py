@@ -389,6 +389,16 @@ def watch_job(job: str | None) -> None:
     st.session_state["job"] = job
 
 
+def pickle_allowed() -> bool:
+    """Whether this session may open `pytorch_model.bin`; it says so on page Open."""
+    return bool(st.session_state.get("pickle_allowed"))
+
+
+def allow_pickle(allowed: bool) -> None:
+    """Remember the choice on every page."""
+    st.session_state["pickle_allowed"] = allowed
+
+
 def show_error(error: AwdError) -> None:
     """What went wrong, where, what was expected, what to do."""
     st.error(f"**{error.problem.rstrip('.')}.**", icon=":material/error:")

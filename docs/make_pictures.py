@@ -29,7 +29,15 @@ SECONDS = 240
 TALLEST = 2600
 
 
-def shoot(browser: Browser, url: str, name: str, width: int, scheme: str, ready: str) -> None:
+def shoot(
+    browser: Browser,
+    url: str,
+    file: Path,
+    width: int,
+    scheme: str,
+    ready: str,
+    tallest: int = TALLEST,
+) -> None:
     """One page in full height."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
@@ -39,14 +47,15 @@ def shoot(browser: Browser, url: str, name: str, width: int, scheme: str, ready:
     page = context.new_page()
     page.goto(url)
     page.get_by_role("heading", level=1).wait_for()
-    if name == "compare":
+    if file.stem.startswith("compare"):
         _pin_two_settings(page)
     page.locator(ready).first.wait_for()
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
     page.wait_for_timeout(6000)
     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-    page.set_viewport_size({"width": width, "height": min(int(height) + 20, TALLEST)})
+    page.set_viewport_size({"width": width, "height": min(int(height) + 20, tallest)})
     page.wait_for_timeout(2500)
-    page.screenshot(path=PICTURES / f"{name}.png")
+    page.screenshot(path=file)
     context.close()
 
 
@@ -68,7 +77,8 @@ def main() -> None:
     ):
         for name, path, width, scheme, ready in SHOTS:
             if not only or name in only:
-                shoot(browser, f"{server.url}/{path}", name, width, scheme, ready)
+                file = PICTURES / f"{name}.png"
+                shoot(browser, f"{server.url}/{path}", file, width, scheme, ready)
 
 
 if __name__ == "__main__":

@@ -25,17 +25,19 @@ IRRELEVANT = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
 class Encoder:
     """f(x) = u / ||u||, u = the mean of the last hidden states over the tokens of x.
 
-    Texts are cut at 32 tokens. Batches are formed from the texts sorted by length, in float32 and
-    evaluation mode, so equal weights give equal bits, wherever the weights came from.
+    Texts are cut at `max_tokens`. Batches are formed from the texts sorted by length, in float32
+    and evaluation mode, so equal weights give equal bits, wherever the weights came from.
 
     Args:
         model: The model, giving `last_hidden_state`.
         folder: Folder of the tokenizer.
+        max_tokens: Of a text that are read, special tokens included.
     """
 
-    def __init__(self, model: nn.Module, folder: Path) -> None:
+    def __init__(self, model: nn.Module, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
         self.model = model.eval()
         self.folder = folder
+        self.max_tokens = max_tokens
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "Encoder":
@@ -47,14 +49,21 @@ class Encoder:
         return cls.from_state(folder, read_state(Path(folder)))
 
     @classmethod
-    def from_state(cls, config_folder: Path | str, state: Mapping[str, Tensor]) -> "Encoder":
+    def from_state(
+        cls,
+        config_folder: Path | str,
+        state: Mapping[str, Tensor],
+        max_tokens: int = MAX_TOKENS,
+    ) -> "Encoder":
         """The encoder with the given weights and the config and tokenizer of a folder.
 
-        float32 tensors are used in place, without a copy: leave them unchanged.
+        float32 tensors are used in place, without a copy: leave them unchanged. A head that stands
+        beside the encoder (`classifier.weight` beside `bert.*`) is left out.
 
         Args:
             config_folder: Holds config and tokenizer; its weights are not read.
             state: Tensors by their names in the checkpoint; other float types are cast to float32.
+            max_tokens: Of a text that are read.
         """
         folder = Path(config_folder)
         if not (folder / "config.json").is_file():
@@ -66,12 +75,14 @@ class Encoder:
         with no_init_weights():
             model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
         prefix = f"{model.base_model_prefix}."
+        beside_head = any(name.startswith(prefix) for name in state)
         weights = {
             name.removeprefix(prefix): value.float().cpu() if value.is_floating_point() else value
             for name, value in state.items()
+            if name.startswith(prefix) or not beside_head
         }
         _load(model, weights, folder)
-        return cls(model, folder)
+        return cls(model, folder, max_tokens)
 
     @torch.inference_mode()
     def features(
@@ -88,7 +99,7 @@ class Encoder:
             progress: Called after each batch with the numbers of texts done and wanted.
         """
         unique = list(dict.fromkeys(texts))
-        tokens = [_token_ids(str(self.folder), text) for text in unique]
+        tokens = [self.tokens(text) for text in unique]
         order = sorted(range(len(unique)), key=lambda i: (len(tokens[i]), unique[i]))
         found: dict[str, Tensor] = {}
         for start in range(0, len(order), BATCH_SIZE):
@@ -108,8 +119,8 @@ class Encoder:
         return normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, cut at 32 tokens, special tokens included."""
-        return _token_ids(str(self.folder), text)
+        """Token ids of a text, cut at `max_tokens`, special tokens included."""
+        return _token_ids(str(self.folder), text, self.max_tokens)
 
 
 def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -155,12 +166,13 @@ def _load(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(folder: str):
+def tokenizer(folder: str):
+    """The tokenizer of a folder, loaded once."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
 
 
 @lru_cache(maxsize=50_000)
-def _token_ids(folder: str, text: str) -> tuple[int, ...]:
-    return tuple(_tokenizer(folder)(text, truncation=True, max_length=MAX_TOKENS)["input_ids"])
+def _token_ids(folder: str, text: str, max_tokens: int) -> tuple[int, ...]:
+    return tuple(tokenizer(folder)(text, truncation=True, max_length=max_tokens)["input_ids"])

@@ -9,12 +9,16 @@ from analysis import accuracy_figures, figures
 from analysis.lm_eval import read_lm_eval
 from awd_core import AwdError, Study, zoo
 from awd_core.evaluation import TaskAccuracy, normalised_accuracy
-from dashboard import evaluations, state
+from dashboard import evaluations, own_texts, state
 from dashboard.accuracy_panel import SAMPLES, accuracy_panel, look
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
 
 SECONDS_BETWEEN_LOOKS = 1.0
+LM_EVAL = (
+    "lm_eval --model hf --model_args pretrained=MERGED_FOLDER --tasks YOUR_TASKS"
+    " --output_path results/"
+)
 LM_EVAL_HELP = """
 `lm_eval --model hf --model_args pretrained=FOLDER --tasks ... --output_path results/` writes a
 `results_*.json`. Its numbers are shown beside one another; nothing is sent anywhere.
@@ -28,9 +32,8 @@ def show() -> None:
     st.caption(f"This setting: {setting.words}.")
     if evaluations.is_zoo(study):
         _zoo(study, setting)
-    else:
-        _elsewhere(study, setting)
-    _imported()
+    own_texts.draw(state.open_study(), setting)
+    _imported(study)
 
 
 def _zoo(study: Study, setting: Setting) -> None:
@@ -150,21 +153,14 @@ def _confusion(study: Study, sample: str) -> None:
     )
 
 
-def _elsewhere(study: Study, setting: Setting) -> None:
-    st.info(
-        "The tasks that come with AWD Studio belong to the zoo's experts. Write this merge on page"
-        " Merge, evaluate it with your own tasks, and drop the results here.",
-        icon=":material/info:",
-    )
-    st.code(
-        "lm_eval --model hf --model_args pretrained=MERGED_FOLDER --tasks YOUR_TASKS"
-        " --output_path results/ --log_samples",
-        language="bash",
-    )
-
-
-def _imported() -> None:
+def _imported(study: Study) -> None:
     st.subheader("Results of lm-eval")
+    if not evaluations.is_zoo(study):
+        st.caption(
+            "Benchmarks with tasks of their own: write the merge on page Merge, run the harness,"
+            " and drop its results here."
+        )
+        st.code(LM_EVAL, language="bash")
     files = st.file_uploader(
         "results_*.json", "json", accept_multiple_files=True, key="lm_eval", help=LM_EVAL_HELP
     )

@@ -34,11 +34,11 @@ def show() -> None:
     with left:
         recipe = _recipe(study, setting)
         try:
-            base = open_checkpoint(study.base.source)
+            base = open_checkpoint(study.base.source, allow_pickle=state.pickle_allowed())
         except AwdError as error:
             st.info(
-                "The weights of this study are not on this machine, so nothing can be written"
-                " here. The same merge as text, below, runs where they are.",
+                "The weights of this study cannot be opened on this machine, so nothing can be"
+                " written here. The same merge as text, below, runs where they are.",
                 icon=":material/cloud_off:",
             )
             st.caption(str(error))
@@ -110,7 +110,7 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
         recipe_file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
         recipe_file.parent.mkdir(parents=True, exist_ok=True)
         recipe_file.write_text(recipe.to_yaml(), encoding="utf-8")
-        command = ("merge", str(recipe_file), str(out))
+        command = ("merge", str(recipe_file), str(out), *_allowed())
         state.watch_job(jobs.start("Export", command, out).id)
     show_job()
     if (job := state.job_id()) and not _is_running(job):
@@ -120,6 +120,10 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
 def _is_running(job_id: str) -> bool:
     job = jobs.load(job_id)
     return job is not None and jobs.status(job).state == "running"
+
+
+def _allowed() -> tuple[str, ...]:
+    return ("--allow-pickle",) if state.pickle_allowed() else ()
 
 
 def _offer_verification(job_id: str) -> None:
@@ -134,7 +138,7 @@ def _offer_verification(job_id: str) -> None:
         icon=":material/fact_check:",
         help="Hash every file, derive every tensor again from the recipe, load with transformers.",
     ):
-        command = ("verify", job.output)
+        command = ("verify", job.output, *_allowed())
         state.watch_job(jobs.start("Verification", command, folder).id)
         st.rerun()
     with st.expander("What is in the folder", icon=":material/folder_open:"):

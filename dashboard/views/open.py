@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import streamlit as st
@@ -9,10 +10,25 @@ import streamlit as st
 import awd_core as awd
 from awd_core import AwdError, Checkpoint, archive, files
 from awd_core.archive import SUFFIX
+from awd_core.checkpoints import BaseFit, Estimate
 from dashboard import jobs, roots, sources, state, studies
 from dashboard.job_panel import show_job
 
 MOST_STUDIES = 8
+PICKLE_HELP = """
+For models that have no safetensors file. Only plain tensors are read, by PyTorch's restricted
+unpickler; no code in the file is run. Leave it off for files of people you do not know.
+"""
+LOCKS_HELP = """
+An expert can be locked against merging (MergeLock): its attention weights are moved far from the
+base while the model computes the same. Reads the attention weights once.
+"""
+VERDICT_COLOURS: dict[str, Literal["green", "orange", "red", "off"]] = {
+    "fits": "green",
+    "tight": "orange",
+    "will not fit": "red",
+    "unknown": "off",
+}
 
 
 def show() -> None:
@@ -90,18 +106,24 @@ def _checkpoints() -> None:
         height=140,
     )
     experts = [line.strip() for line in lines.splitlines() if line.strip()]
+    pickle = _pickle_choice()
     if not base or not experts:
         st.info("Give a base and at least two experts fine-tuned from it.", icon=":material/info:")
         show_job()
         return
     try:
-        opened = [awd.open_checkpoint(roots.allowed_source(one)) for one in (base, *experts)]
+        opened = [
+            awd.open_checkpoint(roots.allowed_source(one), allow_pickle=pickle)
+            for one in (base, *experts)
+        ]
+        report = awd.preflight(opened[0], opened[1:])
+        fit = awd.base_fit(opened[0], opened[1:]) if report.ok else None
     except AwdError as error:
         state.show_error(error)
         return
-    report = awd.preflight(opened[0], opened[1:])
-    _preflight(report)
-    _collect(opened[0], opened[1:], report)
+    _preflight(report, fit)
+    _estimate(report.estimate)
+    _jobs(opened[0], opened[1:], report, pickle)
     show_job()
     _open_collected()
 
@@ -173,24 +195,95 @@ def _add_expert(source: str) -> None:
         st.session_state["expert_lines"] = "\n".join([*lines, source])
 
 
-def _preflight(report: awd.Preflight) -> None:
-    if report.problems:
-        table = pd.DataFrame([vars(problem) for problem in report.problems])
-        st.dataframe(table, hide_index=True, key="problems", alt="What stands in the way.")
-    if report.ok:
-        st.success("Nothing stands in the way of a merge.", icon=":material/check_circle:")
-    estimate = report.estimate
-    st.caption(
-        f"{estimate.parameters:,} parameters; {estimate.bytes_to_read / 1e6:,.0f} MB to read once."
+def _pickle_choice() -> bool:
+    """Whether `.bin` files may be opened; the choice holds on every page of this session."""
+    allowed = st.toggle(
+        "Allow pytorch_model.bin",
+        value=state.pickle_allowed(),
+        key="allow_pickle",
+        help=PICKLE_HELP,
     )
+    state.allow_pickle(allowed)
+    return allowed
 
 
-def _collect(base: Checkpoint, experts: Sequence[Checkpoint], report: awd.Preflight) -> None:
+def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
+    problems = [*report.problems, *(awd.base_problems([fit]) if fit else ())]
+    if problems:
+        table = pd.DataFrame([vars(problem) for problem in problems])
+        columns = ["severity", "kind", "where", "received", "expected", "remedy"]
+        st.dataframe(table[columns], hide_index=True, key="problems", alt="What stands in the way.")
+    if report.ok and not problems:
+        st.success("Nothing stands in the way of a merge.", icon=":material/check_circle:")
+    elif report.ok:
+        st.warning(
+            f"Nothing stops a merge; {len(problems)} things are worth a look.",
+            icon=":material/warning:",
+        )
+    else:
+        st.error(
+            "These cannot be merged as they are; the table says what to do.",
+            icon=":material/error:",
+        )
+    if fit and fit.relative_norms:
+        norms = ", ".join(f"{name} {value:.1%}" for name, value in fit.relative_norms.items())
+        st.caption(
+            f"Distance from {fit.base}, ‖τ‖ / ‖θ₀‖ on a sample of rows: {norms}. A fine-tuned"
+            " expert is a few percent from its base; one from another base is far."
+        )
+
+
+def _estimate(estimate: Estimate) -> None:
+    """What the pass and a merge need against what is free."""
+    memory, disk, time, size = st.columns(4)
+    for place, name, one in ((memory, "Memory", estimate.memory), (disk, "Disk", estimate.disk)):
+        free = "" if one.free is None else f" of {one.free / 1e9:,.1f} GB free"
+        place.metric(
+            name,
+            f"{one.needed / 1e9:,.1f} GB",
+            f"{one.verdict}{free}",
+            delta_color=VERDICT_COLOURS[one.verdict],
+            delta_arrow="off",
+        )
+    seconds = estimate.seconds
+    time.metric(
+        "Time, roughly",
+        f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min",
+        f"{estimate.bytes_to_read / 1e6:,.0f} MB to read once",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    size.metric(
+        "Parameters",
+        f"{estimate.parameters / 1e6:,.1f} M",
+        f"{estimate.bytes_to_write / 1e6:,.0f} MB to write",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    if estimate.verdict == "will not fit":
+        st.warning("There is not enough room here for the merge.", icon=":material/warning:")
+
+
+def _jobs(
+    base: Checkpoint, experts: Sequence[Checkpoint], report: awd.Preflight, pickle: bool
+) -> None:
     running = (job_id := state.job_id()) is not None and _running(job_id)
-    if st.button("Collect", type="primary", disabled=not report.ok or running):
-        out = _free_name(files.home() / "studies" / f"{base.label}-{len(experts)}-experts")
-        command = ("collect", base.source, *(e.source for e in experts), "--output", str(out))
-        state.watch_job(jobs.start("Reading task vectors", command, out).id)
+    sources = (base.source, *(expert.source for expert in experts))
+    allowed = ("--allow-pickle",) if pickle else ()
+    with st.container(horizontal=True):
+        if st.button("Collect", type="primary", disabled=not report.ok or running):
+            out = _free_name(files.home() / "studies" / f"{base.label}-{len(experts)}-experts")
+            command = ("collect", *sources, "--output", str(out), *allowed)
+            state.watch_job(jobs.start("Reading task vectors", command, out).id)
+        if st.button(
+            "Look for locks",
+            key="locks",
+            icon=":material/lock:",
+            disabled=not report.ok or running,
+            help=LOCKS_HELP,
+        ):
+            command = ("locks", *sources, *allowed)
+            state.watch_job(jobs.start("The search for locks", command, Path(sources[0])).id)
 
 
 def _running(job_id: str) -> bool:

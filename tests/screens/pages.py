@@ -71,7 +71,7 @@ def overview_of(test: AppTest) -> pd.DataFrame:
     return pd.DataFrame(numbers(drawn["z"]), index=drawn["y"], columns=drawn["x"])
 
 
-def linked(**link: str) -> AppTest:
+def linked(**link: str | list[str]) -> AppTest:
     """The app as a pasted link opens it."""
     test = AppTest.from_file(APP, default_timeout=SECONDS)
     for name, value in link.items():

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 import awd_core as awd
+from analysis.exhibits import EXHIBITS
 from awd_core import archive
 from dashboard import studies
 from tests.helpers import family
@@ -76,6 +77,24 @@ def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) ->
     visit(page, app_server, "merge?granularity=tensor&lambda=0.5")
     expect(page.get_by_text("granularity: tensor").first).to_be_visible(timeout=SOON)
     expect(page.get_by_text("coefficient: 0.5").first).to_be_visible(timeout=SOON)
+
+
+def test_arrow_keys_turn_the_slides(app_server: AppServer, page: Page) -> None:
+    titles = [one.title for one in EXHIBITS]
+    visit(page, app_server, "report?alone=true")
+    slide = page.get_by_role("heading", level=1)
+    expect(slide).to_have_text(titles[0], timeout=SOON)
+    for key, title in (
+        ("ArrowRight", titles[1]),
+        ("ArrowRight", titles[2]),
+        ("ArrowLeft", titles[1]),
+        ("ArrowLeft", titles[0]),
+    ):
+        page.keyboard.press(key)
+        expect(slide).to_have_text(title, timeout=SOON)
+    page.keyboard.press("ArrowLeft")  # before the first there is none
+    page.wait_for_timeout(1500)
+    expect(slide).to_have_text(titles[0])
 
 
 def test_a_cancelled_export_leaves_nothing(

@@ -97,3 +97,32 @@ def test_a_marker_of_another_study_is_refused(
     with pytest.raises(StudyError, match="not a study"):
         archive.import_study(_zip(members | {"complete": b"1" * 64}))
     assert not (elsewhere / "studies" / ("1" * 16)).exists()
+
+
+def test_spectra_that_come_later_are_added_to_the_study_that_is_here(
+    study: awd.Study, elsewhere: Path, tmp_path: Path
+) -> None:
+    plain = archive.export_study(study, tmp_path / "plain.awdstudy")
+    with plain.open("rb") as stream:
+        assert not archive.import_study(stream).has_spectra
+    with_spectra = awd.collect_spectra(study)
+    whole = archive.export_study(with_spectra, tmp_path / "whole.awdstudy")
+    with whole.open("rb") as stream:
+        opened = archive.import_study(stream)
+    assert opened.has_spectra
+    np.testing.assert_array_equal(opened.spectra[1].values, with_spectra.spectra[1].values)
+    with plain.open("rb") as stream:  # what is here stays
+        assert archive.import_study(stream).has_spectra
+
+
+def test_damaged_spectra_are_not_added(study: awd.Study, elsewhere: Path, tmp_path: Path) -> None:
+    file = archive.export_study(awd.collect_spectra(study), tmp_path / "x.awdstudy")
+    with zipfile.ZipFile(file) as packed:
+        members = {name: packed.read(name) for name in packed.namelist()}
+    levels = {name: members.pop(name) for name in archive.LEVELS}
+    here = archive.import_study(_zip(members))
+    assert here.path is not None
+    before = sorted(path.name for path in here.path.iterdir())
+    with pytest.raises(StudyError, match="not a study"):
+        archive.import_study(_zip(members | {name: data[:50] for name, data in levels.items()}))
+    assert sorted(path.name for path in here.path.iterdir()) == before

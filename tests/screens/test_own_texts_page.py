@@ -1,0 +1,118 @@
+"""Try on texts of one's own: a job of its own, whose numbers are those of the evaluation."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import awd_core as awd
+from awd_core.evaluation.own import evaluate_own
+from awd_core.evaluation.own_results import read_evaluated
+from awd_core.evaluation.own_texts import read_texts
+from dashboard import jobs
+from dashboard.own_texts import FOLDER
+from tests.own_models import own_family, own_texts
+from tests.screens.pages import figure, numbers, on, press, small_study
+
+START = "Evaluate base, experts and this merge"
+
+
+def study_of(root: Path, kind: str) -> awd.Study:
+    base, experts = own_family(root / "models", kind)
+    opened = [awd.open_checkpoint(path) for path in (base, *experts)]
+    return awd.collect(opened[0], opened[1:], root / "study")
+
+
+@pytest.fixture
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
+    return tmp_path
+
+
+def ended(test: AppTest) -> jobs.Status:
+    job = jobs.load(test.session_state["job"])
+    assert job is not None
+    deadline = time.monotonic() + 240
+    while jobs.status(job).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return jobs.status(job)
+
+
+def said(test: AppTest) -> str:
+    return " ".join(one.value for one in [*test.info, *test.caption, *test.markdown, *test.error])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_base_experts_and_merge_are_evaluated_in_a_job_and_kept_with_the_study(
+    roots: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    study = study_of(roots, kind)
+    monkeypatch.setenv("AWD_STUDY", str(study.path))
+    texts = own_texts(roots / "mine.jsonl")
+    test = on("evaluate")
+    assert not test.exception
+    test.text_input(key="own_path").set_value(str(texts)).run()
+    assert "tasks: topic, verb" in said(test)
+    press(test, START)
+    status = ended(test)
+    assert status.state == "done", status.message
+    test.run()
+    assert not test.exception
+    assert study.path is not None
+    (file,) = (study.path / FOLDER).glob("*.json")
+    recipe = awd.Recipe.from_yaml(read_evaluated(file).recipe)
+    assert recipe.coefficient == test.slider(key="lambda").value
+    expected = evaluate_own(recipe, read_texts(texts), study=study)
+    drawn = figure(test, "own_scores")["data"]
+    assert [trace["name"] for trace in drawn] == ["topic", "verb"]
+    for trace in drawn:
+        own = [one for one in expected if one.task == trace["name"]]
+        assert trace["x"] == ["base", "expert-0", "expert-1", "merge"]
+        np.testing.assert_allclose(numbers(trace["y"]), [one.value for one in own], rtol=1e-5)
+    assert "this setting" in test.selectbox(key="own_kept").options[0]
+    assert not [button for button in test.button if button.label == START]
+    test.slider(key="lambda").set_value(1.0).run()
+    assert "another setting" in test.selectbox(key="own_kept").options[0]
+    assert [button for button in test.button if button.label == START]
+
+
+def test_a_job_that_cannot_be_done_says_why(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(roots, "encoder")
+    monkeypatch.setenv("AWD_STUDY", str(study.path))
+    texts = roots / "mine.txt"
+    texts.write_text("the cat sleeps\n\na dog runs")
+    test = on("evaluate")
+    test.text_input(key="own_path").set_value(str(texts)).run()
+    press(test, START)
+    assert ended(test).state == "failed"
+    test.run()
+    assert "without a label" in said(test)
+    assert study.path is not None
+    assert not (study.path / FOLDER).exists()
+
+
+def test_files_outside_and_files_of_other_kinds_are_refused(
+    roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(roots, "causal")
+    monkeypatch.setenv("AWD_STUDY", str(study.path))
+    test = on("evaluate")
+    for path, words in (
+        ("/etc/passwd", "outside"),
+        (roots / "study" / "study.json", "another kind"),
+    ):
+        test.text_input(key="own_path").set_value(str(path)).run()
+        assert words in said(test)
+        assert not [button for button in test.button if button.label == START]
+
+
+def test_models_that_cannot_be_evaluated_say_so(
+    roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_STUDY", str(small_study(roots).path))
+    test = on("evaluate")
+    assert not test.exception
+    assert "cannot be evaluated here" in said(test)
+    assert "lm_eval" in " ".join(code.value for code in test.code)
