@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from awd_core import merge_kernels
+from awd_core.lanes import LANES
 from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
 from awd_core.vectors import Piece, StoredVectors
@@ -45,7 +46,7 @@ class Election:
         return self._as_tensors(piece) if piece.stored is None else self._compiled(piece.stored)
 
     def _compiled(self, stored: StoredVectors) -> torch.Tensor:
-        merged = np.empty(stored.n)
+        merged = np.empty(-(-stored.n // LANES) * LANES)
         finite = merge_kernels.elected_sum(
             stored.for_kernels,
             stored.n,
@@ -60,7 +61,7 @@ class Election:
         )
         if not finite:
             stored.require_finite()
-        return torch.from_numpy(merged).view(-1, stored.columns)
+        return torch.from_numpy(merged)[: stored.n].view(-1, stored.columns)
 
     def _as_tensors(self, piece: Piece) -> torch.Tensor:
         weighted = trim(piece.task_vectors, self.floors) * columns(self.election, piece.base)

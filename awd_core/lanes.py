@@ -96,6 +96,25 @@ def any_less(typing: Any, a: Any, b: Any) -> Any:
     return types.boolean(_LANES, _LANES), build
 
 
+@_code
+def keep_between(typing: Any, out: Any, position: Any, a: Any, low: Any, high: Any) -> Any:
+    """Write the lanes with low < a < high one after the other to `out[position:]`; how many."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, position, a, low, high = arguments
+        mask = builder.and_(builder.fcmp_ordered("<", low, a), builder.fcmp_ordered("<", a, high))
+        array = context.make_array(signature.args[0])(context, builder, out)
+        first = builder.gep(array.data, [position])
+        kind = ir.FunctionType(ir.VoidType(), [_VECTOR, first.type, mask.type])
+        name = f"llvm.masked.compressstore.v{LANES}f64"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(function, [a, first, mask])
+        bits = builder.bitcast(mask, ir.IntType(LANES))
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    return types.intp(out, types.intp, _LANES, _LANES, _LANES), build
+
+
 def _llvm(name: str, n_arguments: int) -> Callable[..., Any]:
     """Code of an LLVM function of `n_arguments` vectors."""
     signature = ir.FunctionType(_VECTOR, [_VECTOR] * n_arguments)

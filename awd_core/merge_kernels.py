@@ -7,11 +7,13 @@ same operations on whole tensors, one after the other; only zeros may differ in 
 `stored` is what `awd_core.vectors.StoredVectors.for_kernels` says, n the elements of the chunk.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
-from awd_core.kernels import SEGMENT, load_lanes, spread_rows, widen_block
-from awd_core.lanes import LANES, any_less, pick_less, size, splat, store
+from awd_core.kernels import SEGMENT, load_lanes, spread_rows, store_lanes, widen_block
+from awd_core.lanes import LANES, keep_between, pick_less, size, splat, store
 from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -24,7 +26,10 @@ _UNUSED_BITS, _30, _27, _31, _1 = (np.uint64(number) for number in (64 - BITS, 3
 def _vectors_block(
     stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
 ) -> None:
-    """theta_0 and v_k of elements `start:start + n`, at most SEGMENT; room for two segments."""
+    """theta_0 and v_k of elements `start:start + n`, at most SEGMENT; room for two segments.
+
+    Past the end of a chunk, whole groups of lanes are zero.
+    """
     data, offsets, codes, is_vector, scales, redundant, first, columns = stored
     widen_block(data, offsets, codes, is_vector, start, n, base, vectors)
     for k in range(len(vectors)):
@@ -50,19 +55,20 @@ def _vectors_block(
             vector[j] -= delta[j]
 
 
-@numba.njit(**_JIT)
-def _strange(vector: np.ndarray, n: int) -> float:
-    """0 where all numbers are finite, else NaN."""
-    lanes, total = np.empty((1, LANES)), splat(0.0)
-    whole = n - n % LANES
-    for j in range(0, whole, LANES):
+@numba.njit(inline="always", **_JIT)
+def _strange(vector: np.ndarray, n: int, total: Any) -> Any:
+    """`total`, and NaN in a lane where a number is not finite: x - x is 0 for a finite one."""
+    for j in range(0, n, LANES):
         number = load_lanes(vector, j)
         total = total + (number - number)
-    store(lanes, 0, total)
-    found = lanes.sum()
-    for j in range(whole, n):
-        found += vector[j] - vector[j]
-    return found
+    return total
+
+
+@numba.njit(**_JIT)
+def _is_zero(lanes: Any) -> bool:
+    room = np.empty((1, LANES))
+    store(room, 0, lanes)
+    return bool(np.all(room == 0.0))
 
 
 @numba.njit(**_JIT)
@@ -77,19 +83,19 @@ def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
     vectors = np.empty((n_experts, SEGMENT))
     singles = np.empty(SEGMENT, np.float32)
     patterns = singles.view(np.int32)
-    strange = 0.0
+    strange = splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
-        strange += _strange(base, length)
+        strange = _strange(base, length, strange)
         for k in range(n_experts):
             vector, counts = vectors[k], histogram[k]
-            strange += _strange(vector, length)
+            strange = _strange(vector, length, strange)
             for j in range(length):
                 singles[j] = np.float32(abs(vector[j]))
             for j in range(length):
                 counts[patterns[j] >> 16] += 1
-    return strange == 0.0
+    return _is_zero(strange)
 
 
 @numba.njit(**_JIT)
@@ -98,25 +104,31 @@ def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarr
     n_experts = len(histogram)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
-    edges, single = np.empty(2, np.int32), np.empty(1, np.float32)
-    pattern = single.view(np.int32)
+    edges = np.empty((n_experts, 2))
+    for k in range(n_experts):
+        patterns = np.array([bins[k] << 16, (bins[k] << 16) | 0xFFFF], np.int32)
+        # What rounds to a number of the bin lies within half a step of float32 around it.
+        low, high = patterns.view(np.float32)
+        edges[k, 0] = np.float64(low) * (1 - 1e-7) - 1e-45
+        edges[k, 1] = np.float64(high) * (1 + 1e-7) + 1e-45
+    near = np.empty(SEGMENT + LANES)
+    singles = np.empty(SEGMENT, np.float32)
+    patterns = singles.view(np.int32)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
         for k in range(n_experts):
             vector, counts, own = vectors[k], histogram[k], bins[k]
-            edges[0], edges[1] = own << 16, (own << 16) | 0xFFFF
-            low, high = np.float64(edges.view(np.float32)[0]), np.float64(edges.view(np.float32)[1])
-            # What rounds to a number of the bin lies within half a step of float32 around it.
-            below, above = splat(low * (1 - 1e-7) - 1e-45), splat(high * (1 + 1e-7) + 1e-45)
+            vector[length : length + -length % LANES] = np.nan
+            below, above = splat(edges[k, 0]), splat(edges[k, 1])
+            n_near = 0
             for j in range(0, length, LANES):
-                number = size(load_lanes(vector, j))
-                if not any_less(pick_less(below, number, number, above), above):
-                    continue
-                for lane in range(j, min(length, j + LANES)):
-                    single[0] = np.float32(abs(vector[lane]))
-                    if pattern[0] >> 16 == own:
-                        counts[pattern[0] & 0xFFFF] += 1
+                n_near += keep_between(near, n_near, size(load_lanes(vector, j)), below, above)
+            for j in range(n_near):
+                singles[j] = np.float32(near[j])
+            for j in range(n_near):
+                if patterns[j] >> 16 == own:
+                    counts[patterns[j] & 0xFFFF] += 1
 
 
 @numba.njit(**_JIT)
@@ -180,41 +192,41 @@ def elected_sum(
         cancelled: Largest |d| that nothing is divided by.
         tie: 1 or -1.
         scale: Multiplies the result.
-        out: Result, (n,).
+        out: Result, (n,), with room for whole groups of lanes.
 
     Returns:
         Whether every number read is finite.
     """
     n_experts = len(floors)
-    base, room, total = np.empty(SEGMENT), np.empty((2, SEGMENT)), np.empty(SEGMENT)
-    vectors, divisor = np.empty((n_experts, SEGMENT)), np.empty(SEGMENT)
-    strange = 0.0
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    zero, one, tie_lanes = splat(0.0), splat(1.0), splat(tie)
+    strange = zero
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
-        strange += _strange(base, length)
-        for k in range(n_experts):
-            strange += _strange(vectors[k], length)
-        _trim_and_add(vectors, length, floors, election, total)
-        merged = out[start : start + length]
-        for j in range(length):
-            total[j] = 1.0 if total[j] > 0 else (-1.0 if total[j] < 0 else tie)
-            merged[j] = 0.0
-            divisor[j] = 0.0
-        for k in range(n_experts):
-            vector, share = vectors[k], shares[k]
-            own = divisors[k] if len(divisors) else 0.0
-            for j in range(length):
-                agrees = vector[j] * total[j] > 0
-                merged[j] += vector[j] * share if agrees else 0.0
-                divisor[j] += own if agrees else 0.0
-        if len(divisors):
-            for j in range(length):
-                merged[j] /= 1.0 if abs(divisor[j]) <= cancelled else divisor[j]
-        if scale != 1.0:
-            for j in range(length):
-                merged[j] *= scale
-    return strange == 0.0
+        strange = _strange(base, length, strange)
+        for j in range(0, length, LANES):
+            total = zero
+            for k in range(n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j)
+                strange = strange + (own - own)
+                own = pick_less(size(own), splat(floors[k]), zero, own * splat(election[k]))
+                store_lanes(vectors, k * SEGMENT + j, own)
+                total = total + own
+            negative = pick_less(total, zero, splat(-1.0), tie_lanes)
+            elected = pick_less(zero, total, one, negative)
+            merged = divisor = zero
+            for k in range(n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j)
+                agrees = own * elected
+                merged = merged + pick_less(zero, agrees, own * splat(shares[k]), zero)
+                if len(divisors):
+                    divisor = divisor + pick_less(zero, agrees, splat(divisors[k]), zero)
+            if len(divisors):
+                merged = merged / pick_less(splat(cancelled), size(divisor), divisor, one)
+            store_lanes(out, start + j, merged * splat(scale))
+    return _is_zero(strange)
 
 
 @numba.njit(**_JIT)
@@ -254,20 +266,20 @@ def kept_sum(
     n_experts = len(keys)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
-    strange = 0.0
+    strange = splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
-        strange += _strange(base, length)
+        strange = _strange(base, length, strange)
         merged = out[start : start + length]
         merged[:] = 0.0
         for k in range(n_experts):
             vector, multiplier = vectors[k], multipliers[k]
-            strange += _strange(vector, length)
+            strange = _strange(vector, length, strange)
             _drop(vector, length, keys[k], stored[6] + start, limit)
             for j in range(length):
                 merged[j] += vector[j] * multiplier
-    return strange == 0.0
+    return _is_zero(strange)
 
 
 @numba.njit(**_JIT)
@@ -298,16 +310,16 @@ def kept_magnitudes(
     vectors = np.empty((n_experts, SEGMENT))
     before[:] = 0.0
     after[:] = 0.0
-    strange = 0.0
+    strange = splat(0.0)
     for row in range(n // columns):
         for start in range(row * columns, (row + 1) * columns, SEGMENT):
             length = min(SEGMENT, (row + 1) * columns - start)
             _vectors_block(stored, start, length, base, vectors, room)
-            strange += _strange(base, length)
+            strange = _strange(base, length, strange)
             for k in range(n_experts):
                 vector = vectors[k]
-                strange += _strange(vector, length)
+                strange = _strange(vector, length, strange)
                 before[k, row] += _magnitude(vector, length)
                 _drop(vector, length, keys[k], stored[6] + start, limit)
                 after[k, row] += _magnitude(vector, length)
-    return strange == 0.0
+    return _is_zero(strange)
