@@ -35,6 +35,7 @@ class Case:
         of_expert: Further parameters of every expert.
         n_experts: How many take part.
         size: Task vectors are multiplied with this first.
+        ties: Whether equal magnitudes stay, of which bfloat16 leaves many.
         tolerance: Largest difference, relative to the largest change of a tensor.
         differs: Why the two do not agree, where they are not meant to.
     """
@@ -46,6 +47,7 @@ class Case:
     of_expert: dict[str, Any] = field(default_factory=dict)
     n_experts: int = 3
     size: float = 1.0
+    ties: bool = False
     tolerance: float = 1e-4
     differs: str = ""
 
@@ -95,6 +97,15 @@ CASES = (
         {"density": 0.4},
     ),
     Case(
+        {"method": "ties_mergekit", "knobs": {"density": 0.4}},
+        "ties",
+        {"normalize": True},
+        (1.0, 1.0, 1.0),
+        {"density": 0.4},
+        ties=True,
+        differs="of equal magnitudes at the threshold mergekit keeps some, we keep all",
+    ),
+    Case(
         {
             "method": "breadcrumbs_tensor",
             "coefficients": (0.3, 0.5, 0.2),
@@ -121,12 +132,12 @@ CASES = (
 )
 
 
-def as_float32(folder: Path, base: Path, size: float) -> Path:
-    """A copy of a checkpoint in float32, its task vector multiplied with `size`.
+def as_float32(folder: Path, base: Path, case: Case) -> Path:
+    """A copy of a checkpoint in float32, its task vector multiplied with the case's size.
 
     In bfloat16 mergekit's own rounding would be all that is seen.
     """
-    out = folder.with_name(f"{folder.name}-{size:g}")
+    out = folder.with_name(f"{folder.name}-{case.size:g}-{case.ties}")
     if not out.exists():
         out.mkdir()
         for file in folder.iterdir():
@@ -134,10 +145,13 @@ def as_float32(folder: Path, base: Path, size: float) -> Path:
                 text = file.read_text(encoding="utf-8").replace("bfloat16", "float32")
                 (out / file.name).write_text(text, encoding="utf-8")
         start = load_file(base / "model.safetensors")
-        state = {
-            name: start[name].float() + size * (tensor.float() - start[name].float())
-            for name, tensor in load_file(folder / "model.safetensors").items()
-        }
+        generator = torch.Generator().manual_seed(sum(folder.name.encode()))
+        state = {}
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            tau = case.size * (tensor.float() - start[name].float())
+            if not case.ties:
+                tau *= 0.5 + torch.rand(tau.shape, generator=generator)
+            state[name] = start[name].float() + tau
         save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     return out
 
@@ -184,7 +198,7 @@ def differences(ours: Path, other: Path, base: Path) -> list[float]:
 
 def compare(case: Case, drawn: list[Path], command: Path, folder: Path) -> list[float]:
     """The differences for one case."""
-    base, *experts = (as_float32(path, drawn[0], case.size) for path in drawn)
+    base, *experts = (as_float32(path, drawn[0], case) for path in drawn)
     experts = experts[: case.n_experts]
     out = theirs(case, base, experts, command, folder)
     recipe = awd.Recipe(base=str(base), experts=[str(path) for path in experts], **case.ours)
@@ -195,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml, where it is installed")
+    parser.add_argument("--methods", nargs="+", help="keys of ours; all by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(2)
     print("| method | mergekit | largest difference | tensors apart | why |\n|---|---|---|---|---|")
@@ -203,11 +218,14 @@ def main(arguments: list[str] | None = None) -> None:
         command = options.mergekit or installed(folder / "mergekit")
         drawn = draw(folder, 3)
         for number, case in enumerate(CASES):
+            if options.methods and case.ours["method"] not in options.methods:
+                continue
             place = folder / f"case-{number}"
             place.mkdir()
             found = compare(case, drawn, command, place)
             ours = f"{case.ours['method']} {case.ours.get('knobs', '')}".strip()
             size = f", task vectors x {case.size:g}" if case.size != 1 else ""
+            size += ", equal magnitudes" if case.ties else ""
             apart = sum(one > case.tolerance for one in found)
             print(
                 f"| {ours}{size} | {case.theirs} | {max(found):.1e} | {apart} of {len(found)} |"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -13,7 +14,6 @@ from torch.nn.functional import normalize
 from awd_core.errors import AwdError, Cancelled
 
 MAX_TOKENS = 32
-BATCH_SIZE = 32
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -33,6 +33,9 @@ class Encoder:
         folder: Folder of the tokenizer.
         max_tokens: Of a text that are read, special tokens included.
     """
+
+    # Texts that are encoded together.
+    batch_size: ClassVar[int] = 32
 
     def __init__(self, model: nn.Module, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
         self.model = model.eval()
@@ -102,10 +105,10 @@ class Encoder:
         tokens = [self.tokens(text) for text in unique]
         order = sorted(range(len(unique)), key=lambda i: (len(tokens[i]), unique[i]))
         found: dict[str, Tensor] = {}
-        for start in range(0, len(order), BATCH_SIZE):
+        for start in range(0, len(order), self.batch_size):
             if cancel is not None and cancel():
                 raise Cancelled()
-            batch = order[start : start + BATCH_SIZE]
+            batch = order[start : start + self.batch_size]
             features = self.encode(*padded([tokens[i] for i in batch]))
             found.update(zip((unique[i] for i in batch), features, strict=True))
             if progress is not None:

@@ -41,11 +41,23 @@ def fusionbench() -> Path:
     return _installed("fusionbench-0.2.33", FUSIONBENCH)
 
 
-def _installed(name: str, packages: tuple[str, ...]) -> Path:
+def mllmerging() -> Path:
+    """The clone of MLLMerging, which no registry has; it is not fetched from here."""
+    clone = _rivals() / "MLLMerging"
+    if not clone.is_dir():
+        pytest.skip(f"clone https://github.com/WalkerWorldPeace/MLLMerging into {clone}")
+    return clone
+
+
+def _rivals() -> Path:
     folder = os.environ.get("AWD_RIVALS")
     if not folder:
         pytest.skip("set AWD_RIVALS to a folder in which other implementations may be installed")
-    environment = Path(folder).expanduser() / name
+    return Path(folder).expanduser()
+
+
+def _installed(name: str, packages: tuple[str, ...]) -> Path:
+    environment = _rivals() / name
     ready = environment / "ready"
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)

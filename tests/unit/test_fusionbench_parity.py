@@ -1,5 +1,11 @@
 """Our methods beside FusionBench's functions, run by FusionBench in its own environment.
 
+    AWD_RIVALS=DIR python -m pytest tests/unit/test_fusionbench_parity.py
+
+The first run installs it under DIR from the registry, without its dependencies (of which it pins
+some hundred) but with those that its methods import; torch and NumPy are the project's. That takes
+about a minute and 300 MB, and importing all of its methods about 15 s a test.
+
 Float32 there, float64 here: what agrees, agrees to a few 1e-6 of the largest entry. Where we differ
 on purpose, the difference itself is what is tested.
 """
@@ -16,7 +22,8 @@ from tests.method_runs import run
 from tests.rivals import fusionbench
 from tests.unit.test_spectral_methods import task_vectors
 
-pytestmark = pytest.mark.slow
+# The first run installs, and their descents run on what the machine has left.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SHAPES = {"a.weight": (24, 40), "b.weight": (33, 18), "a.bias": (24,), "conv.weight": (4, 3, 2, 2)}
 N_EXPERTS = 3
