@@ -109,13 +109,19 @@ def radar(
         theme,
         key="radar",
         height=360,
-        margin={"l": 60, "r": 60, "t": 50, "b": 50},
+        margin={"l": 100, "r": 100, "t": 60, "b": 60},
         legend=True,
         polar={
             "bgcolor": "rgba(0,0,0,0)",
             "angularaxis": axis | {"tickfont": {"color": theme.text, "size": 11}},
             "radialaxis": axis
-            | {"range": [0, high], "tickformat": ".0%", "tickfont": {"size": 10}, "angle": 90},
+            | {
+                "range": [0, high],
+                "tickformat": ".0%",
+                "tickfont": {"size": 10, "color": theme.muted},
+                "tickvals": [0.5, 1.0],
+                "angle": 22.5,
+            },
         },
     )
 

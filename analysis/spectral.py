@@ -58,10 +58,11 @@ def matrix_multipliers(view: View) -> np.ndarray:
 
 def rotated(view: View) -> list[Rotated]:
     """Every matrix along the directions of the sum."""
-    return view.once("rotated", lambda: [_rotated(view, at) for at in matrix_positions(view)])
+    return view.once("rotated", lambda: [rotated_matrix(view, at) for at in matrix_positions(view)])
 
 
-def _rotated(view: View, position: int) -> Rotated:
+def rotated_matrix(view: View, position: int) -> Rotated:
+    """One matrix, by its position in `study.tensors`, along the directions of the sum."""
     grams = view.study.spectral_gram(view.study.tensors[position].name)
     squares = np.maximum(grams.sum((1, 2)), 0.0)
     missing = 1.0 - np.cumsum(squares) / (squares.sum() or 1.0)

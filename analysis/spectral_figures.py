@@ -11,7 +11,7 @@ from analysis.spectral import (
     matrix_energies,
     matrix_multipliers,
     matrix_positions,
-    rotated,
+    rotated_matrix,
     spectra,
 )
 from analysis.tables import MODEL
@@ -150,7 +150,8 @@ def overcounting(view: View, tensor: str) -> pd.DataFrame:
         ValueError: The matrix was not decomposed.
     """
     at = _place(view, tensor)
-    scales = directions(rotated(view)[at], matrix_multipliers(view)[at])[:MOST_DIRECTIONS]
+    one = rotated_matrix(view, view.study.index[tensor])
+    scales = directions(one, matrix_multipliers(view)[at])[:MOST_DIRECTIONS]
     n_directions, n_experts = scales.shape
     return pd.DataFrame(
         {

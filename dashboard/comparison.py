@@ -41,7 +41,7 @@ def numbers(chosen: Mapping[str, View], settings: Mapping[str, Setting]) -> pd.D
     """
     columns = {}
     for name, view in chosen.items():
-        column = tables.summary(view).set_index("title")["after"]
+        column = tables.summary(view).set_index("title")["after"].rename_axis("measure")
         if settings[name].multipliers(view.study) is None:
             of_merge = ("Retained signal", "Alignment", "Merged norm")
             column = column.where(~column.index.str.startswith(of_merge), np.nan)
