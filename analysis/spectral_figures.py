@@ -171,9 +171,10 @@ def overcounting_sentence(table: pd.DataFrame) -> str:
     several, reversed_ = float((scales > 1).mean()), float((scales < 0).mean())
     worst = known.iloc[int(np.abs(scales - 1).argmax())]
     return (
-        f"Along the strongest directions the merge amplifies {several:.0%} of what experts do and"
-        f" reverses {reversed_:.0%}; furthest off is {worst['expert']} in direction"
-        f" {worst['direction']}: {worst['scale']:+.2f} of its own step."
+        f"Along the {table['direction'].max()} strongest directions the merge goes further than the"
+        f" expert itself in {several:.0%} of the cells and backwards in {reversed_:.0%}; furthest"
+        f" off is {worst['expert']} in direction {worst['direction']}, {worst['scale']:+.2f} of its"
+        " own step."
     )
 
 
