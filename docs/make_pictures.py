@@ -23,10 +23,10 @@ SHOTS = (
     ("compare", "compare", 1440, "light", "text=Accuracy on each task"),
     ("report", "report?granularity=row", 1440, "light", ".heatmaplayer"),
     ("report-dark", "report?granularity=row&alone=true", 1440, "dark", ".heatmaplayer"),
-    ("open", "open", 1440, "light", "input[type=file]"),
+    ("open", "open", 1440, "light", "text=Or drop a .awdstudy file"),
 )
 SECONDS = 240
-TALLEST = 2600
+TALLEST = 3200
 
 
 def shoot(

@@ -73,6 +73,22 @@ def test_a_click_on_a_cell_chooses_its_block(app_server: AppServer, page: Page) 
     expect(page.get_by_text("Tensors of block 1").first).to_be_visible(timeout=SOON)
 
 
+def test_the_numbers_choose_a_block_by_keyboard(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server)
+    page.get_by_text("The numbers, and what they are").click(timeout=SOON)
+    table = page.get_by_test_id("stDataFrame").first.locator("canvas").first
+    table.scroll_into_view_if_needed()
+    box = table.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 52)  # a cell of the first row
+    heading = page.get_by_role("heading", name=re.compile("^Tensors of"))
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+        page.wait_for_timeout(2000)
+        before = heading.inner_text()
+        page.keyboard.press(key)
+        expect(heading).not_to_have_text(before, timeout=SOON)
+
+
 def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) -> None:
     visit(page, app_server, "merge?granularity=tensor&lambda=0.5")
     expect(page.get_by_text("granularity: tensor").first).to_be_visible(timeout=SOON)
