@@ -47,8 +47,10 @@ def shoot(
     page = context.new_page()
     page.goto(url)
     page.get_by_role("heading", level=1).wait_for()
-    if file.stem.startswith("compare"):
+    if file.stem == "compare":
         _pin_two_settings(page)
+    if file.stem == "open":
+        _give_checkpoints(page)
     page.locator(ready).first.wait_for()
     page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
     page.wait_for_timeout(6000)
@@ -64,6 +66,14 @@ def _pin_two_settings(page: Page) -> None:
     page.get_by_role("button", name="Pin this setting").click()
     page.get_by_role("radio", name="row", exact=True).click()
     page.get_by_text("Where two settings differ").wait_for()
+
+
+def _give_checkpoints(page: Page) -> None:
+    """A base and two experts, so that the picture shows what stands in the way and what it costs."""
+    page.get_by_role("textbox", name="Base").fill("zoo:base")
+    page.get_by_role("textbox", name="Experts, one a line").fill("zoo:library\nzoo:exception")
+    page.keyboard.press("Control+Enter")
+    page.get_by_role("button", name="Collect").wait_for()
 
 
 def main() -> None:
