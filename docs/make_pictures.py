@@ -69,7 +69,7 @@ def _pin_two_settings(page: Page) -> None:
 
 
 def _give_checkpoints(page: Page) -> None:
-    """A base and two experts, so that the picture shows what stands in the way and what it costs."""
+    """A base and two experts: the picture then shows what stands in the way and what it costs."""
     page.get_by_role("textbox", name="Base").fill("zoo:base")
     page.get_by_role("textbox", name="Experts, one a line").fill("zoo:library\nzoo:exception")
     page.keyboard.press("Control+Enter")
