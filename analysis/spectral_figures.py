@@ -128,7 +128,7 @@ def spectrum_lines(
         legend=True,
         xaxis=numbers(theme, "direction, strongest first") | {"zeroline": False},
         yaxis=numbers(theme, "singular value (weight units)")
-        | {"type": "log", "exponentformat": "power", "zeroline": False},
+        | {"type": "log", "tickformat": "~g", "zeroline": False},
     )
 
 

@@ -25,11 +25,17 @@ PAGES = (
     st.Page("views/compare.py", title="Compare", icon=":material/compare:"),
     st.Page("views/report.py", title="Report", icon=":material/co_present:"),
 )
+FIRST_TIME = (
+    "Getting ready: reading task vectors and compiling solvers. The first time takes some seconds."
+)
 page = st.navigation(PAGES, position="top")
 
 
 def show_page() -> None:
     """Open the study, read the sidebar, draw the page."""
+    waiting, ready = st.empty(), state.is_ready()
+    if not ready:
+        waiting.info(FIRST_TIME, icon=":material/hourglass_top:")
     try:
         study, setting = controls.sidebar(state.open_study())
         state.remember(study, setting)
@@ -38,6 +44,9 @@ def show_page() -> None:
         if page != OPEN:
             st.page_link(OPEN, label="Open another study")
             return
+    finally:
+        if not ready:
+            waiting.empty()
     page.run()
 
 

@@ -206,7 +206,8 @@ def _no_spectra(study: Study) -> None:
                 " norms first**.", icon=":material/info:")  # fmt: skip
         return
     st.info(
-        "This study holds no singular values yet. They are worked out in the background, once.",
+        "This study holds no singular values yet. The button works them out in the background,"
+        " once; the weights have to be on this machine.",
         icon=":material/hourglass_empty:",
     )
     job = jobs.load(state.job_id() or "")

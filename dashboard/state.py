@@ -346,6 +346,11 @@ def remember(study: Study, setting: Setting) -> None:
     st.session_state["current"] = (study, setting)
 
 
+def is_ready() -> bool:
+    """Whether this session has drawn a page before."""
+    return "current" in st.session_state
+
+
 def current() -> tuple[Study, Setting]:
     """The open study and where the sliders stand."""
     return st.session_state["current"]

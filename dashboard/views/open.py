@@ -12,6 +12,7 @@ from awd_core import AwdError, Checkpoint, archive, files
 from awd_core.archive import SUFFIX
 from awd_core.checkpoints import BaseFit, Estimate
 from dashboard import jobs, roots, sources, state, studies
+from dashboard.evaluations import is_zoo
 from dashboard.job_panel import show_job
 
 MOST_STUDIES = 8
@@ -55,6 +56,8 @@ def _studies() -> None:
         except AwdError as error:
             st.caption(f":material/error: {folder.name}: {error.problem}")
             continue
+        if is_zoo(study) and folder.name == study.digest[: studies.FINGERPRINT]:
+            continue  # as the app collects it: the button above opens it
         label = f"{study.base.label}: {', '.join(study.experts)}"
         if st.button(label[:80], key=f"study_{folder}", icon=":material/analytics:"):
             _look_at(folder)
