@@ -40,14 +40,20 @@ def show_page() -> None:
         study, setting = controls.sidebar(state.open_study())
         state.remember(study, setting)
     except state.CoreError as error:
-        state.show_error(error)
         if page != OPEN:
-            st.page_link(OPEN, label="Open another study")
+            _refuse(error)
             return
+        state.show_error(error)
     finally:
         if not ready:
             waiting.empty()
     page.run()
+
+
+def _refuse(error: state.CoreError) -> None:
+    st.title("This cannot be shown")
+    state.show_error(error)
+    st.page_link(OPEN, label="Open another study")
 
 
 try:
