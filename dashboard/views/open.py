@@ -54,7 +54,7 @@ def _studies() -> None:
         try:
             study = awd.open_study(folder)
         except AwdError as error:
-            st.caption(f":material/error: {folder.name}: {error.problem}")
+            st.caption(f":material/error: `{folder}`: {error.problem}. {error.remedy or ''}")
             continue
         if is_zoo(study) and folder.name == study.digest[: studies.FINGERPRINT]:
             continue  # as the app collects it: the button above opens it
@@ -123,6 +123,8 @@ def _checkpoints() -> None:
         fit = awd.base_fit(opened[0], opened[1:]) if report.ok else None
     except AwdError as error:
         state.show_error(error)
+        if "--allow-pickle" in (error.remedy or ""):
+            st.caption("Here that is the switch **Allow pytorch_model.bin** above.")
         return
     _preflight(report, fit)
     _estimate(report.estimate)
