@@ -202,5 +202,18 @@ def mask_bars(
         xaxis=categories(theme, blocks) | {"domain": [0.0, 0.62]},
         xaxis2=right | {"domain": [0.74, 1.0], "anchor": "y2"},
         yaxis=numbers(theme, "share of the moved weights") | share | {"range": [0, 1]},
-        yaxis2=numbers(theme, f"kept by the mask ({short(part, 16)})") | share | {"anchor": "x2"},
+        yaxis2=numbers(theme, "") | share | {"anchor": "x2"},
+        margin={"l": 8, "r": 8, "t": 60, "b": 8},
+        annotations=[
+            {
+                "text": "kept by its mask",
+                "xref": "x2 domain",
+                "yref": "y2 domain",
+                "x": 0.5,
+                "y": 1,
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"color": theme.muted, "size": 11},
+            }
+        ],
     )

@@ -241,23 +241,17 @@ EXHIBITS = (
         lambda view: spectral_figures.spectrum_sentence(view, _matrix(view)),
         lambda view: spectral_figures.spectrum(view, _matrix(view)),
         lambda view, theme: spectral_figures.spectrum_lines(
-            spectral_figures.spectrum(view, _matrix(view)),
-            f"Singular values of each expert in {_matrix(view)}",
-            theme,
+            spectral_figures.spectrum(view, _matrix(view)), theme=theme
         ),
         needs="spectra",
     ),
     Exhibit(
         "overcounting",
         "Which directions does the merge count several times?",
-        lambda view: spectral_figures.overcounting_sentence(
-            spectral_figures.overcounting(view, _matrix(view))
-        ),
+        lambda view: spectral_figures.overcounting_sentence(view, _matrix(view)),
         lambda view: spectral_figures.overcounting(view, _matrix(view)),
         lambda view, theme: spectral_figures.overcounting_heatmap(
-            spectral_figures.overcounting(view, _matrix(view)),
-            f"What the merge makes of each expert in {_matrix(view)}",
-            theme,
+            spectral_figures.overcounting(view, _matrix(view)), theme=theme
         ),
         needs="spectra",
     ),

@@ -162,25 +162,26 @@ def overcounting(view: View, tensor: str) -> pd.DataFrame:
     )
 
 
-def overcounting_sentence(table: pd.DataFrame) -> str:
-    """How many of the shown directions are counted several times, or reversed."""
+def overcounting_sentence(view: View, tensor: str) -> str:
+    """How many of the strongest directions of a matrix are counted several times, or reversed."""
+    table = overcounting(view, tensor)
     known = table.dropna()
     if known.empty:
-        return "No expert moves along the merge's directions here."
+        return f"No expert moves along the merge's directions in {tensor}."
     scales = np.asarray(known["scale"])
     several, reversed_ = float((scales > 1).mean()), float((scales < 0).mean())
     worst = known.iloc[int(np.abs(scales - 1).argmax())]
     return (
-        f"Along the {table['direction'].max()} strongest directions the merge goes further than the"
-        f" expert itself in {several:.0%} of the cells and backwards in {reversed_:.0%}; furthest"
-        f" off is {worst['expert']} in direction {worst['direction']}, {worst['scale']:+.2f} of its"
-        " own step."
+        f"Along the {table['direction'].max()} strongest directions of {tensor} the merge goes"
+        f" further than the expert itself in {several:.0%} of the cells and backwards in"
+        f" {reversed_:.0%}; furthest off is {worst['expert']} in direction {worst['direction']},"
+        f" {worst['scale']:+.2f} of its own step."
     )
 
 
 def overcounting_heatmap(
     table: pd.DataFrame,
-    title: str = "What the merge makes of each expert, direction by direction",
+    title: str = "The merge along each direction, in steps of the expert",
     theme: Theme = LIGHT,
 ) -> go.Figure:
     """Experts x directions, centred at 1: the merge does what the expert does.
@@ -204,6 +205,6 @@ def overcounting_heatmap(
     labels = [short(name, 18) for name in experts]
     height = 130 + 24 * max(len(experts), 4)
     drawn = cells(values, experts, labels, names, colouring, title, theme, "overcounting", height)
-    axis = {"text": "direction of the summed task vectors, strongest first"}
+    axis = {"text": "direction of Σ τ, strongest first"}
     drawn.update_xaxes(title=axis | {"font": {"color": theme.muted, "size": 12}, "standoff": 6})
     return drawn

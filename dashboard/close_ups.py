@@ -109,8 +109,7 @@ def _agreement_of(
     digest: str, part: Part, density: float, look: Theme, _study: Study
 ) -> tuple[pd.DataFrame, go.Figure]:
     table = element_figures.agreement(state.plain_view(_study), part.scope, part.label, density)
-    title = f"Agreement on direction, weight by weight, in {part.words}"
-    return table, element_figures.agreement_bars(table, part.words, title, look)
+    return table, element_figures.agreement_bars(table, part.words, theme=look)
 
 
 def _masks(study: Study, part: Part) -> None:
@@ -164,8 +163,7 @@ def _spectrum_of(
     digest: str, tensor: str, look: Theme, _study: Study
 ) -> tuple[pd.DataFrame, go.Figure]:
     table = spectral_figures.spectrum(state.plain_view(_study), tensor)
-    title = f"Singular values of each expert in {tensor}"
-    return table, spectral_figures.spectrum_lines(table, title, look)
+    return table, spectral_figures.spectrum_lines(table, theme=look)
 
 
 def _overcounting(view: View, part: Part) -> None:
@@ -173,10 +171,9 @@ def _overcounting(view: View, part: Part) -> None:
     if tensor is None:
         return
     table = spectral_figures.overcounting(view, tensor)
-    st.markdown(spectral_figures.overcounting_sentence(table))
-    title = f"What the merge makes of each expert in {tensor}"
+    st.markdown(spectral_figures.overcounting_sentence(view, tensor))
     chart(
-        spectral_figures.overcounting_heatmap(table, title, theme()),
+        spectral_figures.overcounting_heatmap(table, theme=theme()),
         "overcounting",
         f"Heatmap of {tensor}: experts by directions of the summed task vectors; 1 is kept, more"
         " counted several times, less attenuated, below 0 reversed.",
