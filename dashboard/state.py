@@ -409,6 +409,7 @@ def show_error(error: AwdError) -> None:
     st.error(f"**{error.problem.rstrip('.')}.**", icon=":material/error:")
     for name in ("where", "received", "expected"):
         if value := getattr(error, name):
-            st.markdown(f"- **{name.capitalize()}:** `{value}`")
+            shown = value if "`" in str(value) else f"`{value}`"
+            st.markdown(f"- **{name.capitalize()}:** {shown}")
     if error.remedy:
         st.markdown(f"**What to do:** {error.remedy}")

@@ -64,7 +64,12 @@ def _studies() -> None:
     _dropped()
     path = st.text_input("Or a study folder", placeholder="path of a folder `awd collect` wrote")
     if path and st.button("Open study"):
-        _look_at(studies.open_folder(path))
+        try:
+            folder = studies.open_folder(path)
+        except AwdError as error:
+            state.show_error(error)
+        else:
+            _look_at(folder)
 
 
 def _dropped() -> None:
@@ -76,7 +81,11 @@ def _dropped() -> None:
     )
     if file is None:
         return
-    study = archive.import_study(file, file.name)
+    try:
+        study = archive.import_study(file, file.name)
+    except AwdError as error:
+        state.show_error(error)
+        return
     st.success(
         f"{study.base.label} and {study.n_experts} experts, {len(study.tensors)} tensors.",
         icon=":material/check_circle:",
@@ -242,7 +251,7 @@ def _estimate(estimate: Estimate) -> None:
     """What the pass and a merge need against what is free."""
     memory, disk, time, size = st.columns(4)
     for place, name, one in ((memory, "Memory", estimate.memory), (disk, "Disk", estimate.disk)):
-        free = "" if one.free is None else f" of {one.free / 1e9:,.1f} GB free"
+        free = "" if one.free is None else f": {one.free / 1e9:,.1f} GB free"
         place.metric(
             name,
             f"{one.needed / 1e9:,.1f} GB",

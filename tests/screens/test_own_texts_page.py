@@ -116,3 +116,17 @@ def test_models_that_cannot_be_evaluated_say_so(
     assert not test.exception
     assert "cannot be evaluated here" in said(test)
     assert "lm_eval" in " ".join(code.value for code in test.code)
+
+
+def test_a_dropped_file_of_texts_is_read_as_one_at_a_path(
+    roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_STUDY", str(study_of(roots, "causal").path))
+    test = on("evaluate")
+    test.file_uploader(key="own_file").set_value(("../mine.csv", b"text,label\na,b\n", "text/csv"))
+    test.run()
+    assert not test.exception
+    assert "`mine.csv`: 1 texts, 1 labels, tasks: mine" in said(test)
+    assert [button for button in test.button if button.label == START]
+    test.file_uploader(key="own_file").set_value(("mine.csv", b"words\na\n", "text/csv")).run()
+    assert "cannot be read" in said(test)

@@ -480,6 +480,7 @@ def test_a_dropped_file_that_is_no_study_is_refused() -> None:
     test.file_uploader(key="dropped").set_value(("x.awdstudy", b"nothing", "application/zip"))
     test.run()
     assert "not a study" in test.error[0].value
+    assert any(subheader.value == "Checkpoints" for subheader in test.subheader)  # and the rest
 
 
 def test_folders_are_found_by_clicking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
