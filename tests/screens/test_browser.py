@@ -82,7 +82,7 @@ def test_the_numbers_choose_a_block_by_keyboard(app_server: AppServer, page: Pag
     assert box is not None
     page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 52)  # a cell of the first row
     heading = page.get_by_role("heading", name=re.compile("^Tensors of"))
-    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         page.wait_for_timeout(2000)
         before = heading.inner_text()
         page.keyboard.press(key)
