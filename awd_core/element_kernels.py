@@ -1,79 +1,48 @@
 """Counts over single elements, compiled: signs, votes, mask overlaps, lost updates.
 
-Elements are taken in blocks that stay in the first cache. What is true or not of an element is a
-byte while elements are compared, and a bit of a word while experts are compared: 64 elements of a
-pair of experts in one AND and one count of bits. Counts are integers, so blocks
-cannot change them.
+Elements are taken in blocks that stay in the first cache. A comparison of eight numbers is one byte
+with a bit for each; experts are compared 64 elements at a time, by one AND and one count of bits.
+Counts are integers, so blocks cannot change them.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
-BLOCK = 1024
-_WORDS = BLOCK // 64
-# Gathers the lowest bit of eight bytes in the highest byte of their product.
-_GATHER = np.uint64(0x0102040810204080)
+from awd_core.kernels import SEGMENT, load_lanes, store_lanes, widen_block
+from awd_core.lanes import LANES, add_bits, at_least_bits, more_bits, ones, size, splat
 
+BLOCK = SEGMENT
+_BYTES, _WORDS = BLOCK // 8, BLOCK // 64
 
-def _code(function: Callable[..., Any]) -> Any:
-    """`numba.extending.intrinsic`, whose result takes one argument less than `function`."""
-    return intrinsic(function)
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-@_code
-def _ones(typing: Any, word: Any) -> Any:
-    """Number of bits that are set."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), build
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _pack(flags: np.ndarray, words: np.ndarray) -> None:
-    """Bytes 0 or 1 -> bits; the order of bits inside a word does not matter to a count."""
-    eights = flags.view(np.uint64)
-    for word in range(_WORDS):
-        packed = np.uint64(0)
-        for byte in range(8):
-            gathered = (eights[8 * word + byte] * _GATHER) >> np.uint64(56)
-            packed |= gathered << np.uint64(8 * byte)
-        words[word] = packed
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(**_JIT)
 def _compare_signs(
-    bits: np.ndarray,
-    positive: np.ndarray,
-    negative: np.ndarray,
+    vectors: np.ndarray,
     floors: np.ndarray,
     n_elements: int,
     agreement: np.ndarray,
     overlap: np.ndarray,
     votes: np.ndarray,
 ) -> None:
-    n_experts = len(bits)
+    n_experts = len(vectors)
+    ups = np.empty((n_experts, _WORDS), np.uint64)
+    downs = np.empty((n_experts, _WORDS), np.uint64)
+    up_bytes, down_bytes = ups.view(np.uint8), downs.view(np.uint8)
+    up, down = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
     for level in range(len(floors)):
-        up, down = np.zeros(BLOCK, np.uint8), np.zeros(BLOCK, np.uint8)
-        kept = np.empty(BLOCK, np.uint8)
-        ups = np.empty((n_experts, _WORDS), np.uint64)
-        downs = np.empty((n_experts, _WORDS), np.uint64)
+        up[:] = 0
+        down[:] = 0
         for k in range(n_experts):
-            floor = floors[level, k]
-            for j in range(BLOCK):
-                kept[j] = positive[k, j] & np.uint8(bits[k, j] >= floor)
-                up[j] += kept[j]
-            _pack(kept, ups[k])
-            for j in range(BLOCK):
-                kept[j] = negative[k, j] & np.uint8(bits[k, j] >= floor)
-                down[j] += kept[j]
-            _pack(kept, downs[k])
+            floor, ceiling = splat(floors[level, k]), splat(-floors[level, k])
+            for byte in range(_BYTES):
+                number = load_lanes(vectors, k * BLOCK + 8 * byte)
+                up_bytes[k, byte] = at_least_bits(number, floor)
+                down_bytes[k, byte] = at_least_bits(ceiling, number)
+            for word in range(_WORDS):
+                add_bits(up, 64 * word, ups[k, word])
+                add_bits(down, 64 * word, downs[k, word])
         for j in range(n_elements):
             votes[level, up[j], down[j]] += 1
         for i in range(n_experts):
@@ -81,13 +50,13 @@ def _compare_signs(
                 both, opposed = np.uint64(0), np.uint64(0)
                 for word in range(_WORDS):
                     shared = (ups[i, word] | downs[i, word]) & (ups[j, word] | downs[j, word])
-                    both += _ones(shared)
-                    opposed += _ones(shared & (ups[i, word] ^ ups[j, word]))
+                    both += ones(shared)
+                    opposed += ones(shared & (ups[i, word] ^ ups[j, word]))
                 overlap[level, i, j] += np.int64(both)
                 agreement[level, i, j] += np.int64(both) - 2 * np.int64(opposed)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(**_JIT)
 def _compare_masks(
     vectors: np.ndarray,
     total: np.ndarray,
@@ -97,65 +66,95 @@ def _compare_masks(
     shared_claims: np.ndarray,
 ) -> None:
     n_experts = len(vectors)
-    masks = np.empty((n_experts, _WORDS), np.uint64)
-    mask = np.empty(BLOCK, np.uint8)
+    masks = np.empty((len(shares), n_experts, _WORDS), np.uint64)
+    mask_bytes = masks.view(np.uint8)
+    for k in range(n_experts):
+        for byte in range(_BYTES):
+            own = load_lanes(vectors, k * BLOCK + 8 * byte)
+            others = size(load_lanes(total, 8 * byte) - own)
+            own = size(own)
+            for level in range(len(shares)):
+                mask_bytes[level, k, byte] = more_bits(own, splat(shares[level]) * others)
+    counts = np.empty(BLOCK, np.uint8)
     for level in range(len(shares)):
-        count = np.zeros(BLOCK, np.uint8)
-        share = shares[level]
+        counts[:] = 0
         for k in range(n_experts):
-            for j in range(BLOCK):
-                own = vectors[k, j]
-                mask[j] = np.uint8(abs(own) > share * abs(total[j] - own))
-                count[j] += mask[j]
-            _pack(mask, masks[k])
+            for word in range(_WORDS):
+                add_bits(counts, 64 * word, masks[level, k, word])
         for j in range(n_elements):
-            claims[level, count[j]] += 1
+            claims[level, counts[j]] += 1
         for i in range(n_experts):
             for j in range(i + 1):
                 both = np.uint64(0)
                 for word in range(_WORDS):
-                    both += _ones(masks[i, word] & masks[j, word])
+                    both += ones(masks[level, i, word] & masks[level, j, word])
                 shared_claims[level, i, j] += np.int64(both)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(**_JIT)
+def _same_bfloat16(base: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> None:
+    """The smallest and the largest float64 that become the bfloat16 that theta_0 becomes.
+
+    By way of float32, ties to even. Between two bfloat16 numbers lies a float32 halfway, which
+    belongs to the even one; what becomes that float32 lies within half a step of float32.
+    """
+    single, edges = np.empty(1, np.float32), np.empty(4, np.float32)
+    pattern, edge = single.view(np.int32), edges.view(np.int32)
+    bounds = np.empty(2)
+    bound = bounds.view(np.int64)
+    for j in range(len(base)):
+        single[0] = np.float32(abs(base[j]))
+        rounded = (pattern[0] + 0x7FFF + ((pattern[0] >> 16) & 1)) & -65536
+        odd = (rounded >> 16) & 1
+        edge[0], edge[1] = rounded - 0x8001 + odd, rounded - 0x8000 + odd
+        edge[2], edge[3] = rounded + 0x8000 - odd, rounded + 0x8001 - odd
+        bounds[0] = (np.float64(edges[0]) + np.float64(edges[1])) / 2
+        bounds[1] = (np.float64(edges[2]) + np.float64(edges[3])) / 2
+        # An odd number does not own its halfway points.
+        bound[0] += odd
+        bound[1] -= odd
+        if rounded == 0x7F800000:
+            bounds[1] = np.inf
+        if rounded == 0:
+            bounds[0] = -bounds[1]
+        if base[j] < 0:
+            lowest[j], highest[j] = -bounds[1], -bounds[0]
+        else:
+            lowest[j], highest[j] = bounds[0], bounds[1]
+
+
+@numba.njit(**_JIT)
 def _compare_rounded(
     base: np.ndarray,
-    vector: np.ndarray,
-    scales: np.ndarray,
-    rounded: np.ndarray,
-    rounded_base: np.ndarray,
-    lost: np.ndarray,
-) -> np.int64:
-    n_moved = np.int64(0)
-    for j in range(BLOCK):
-        n_moved += np.int64(vector[j] != 0)
-    for level in range(len(scales)):
-        scale = scales[level]
-        for j in range(BLOCK):
-            rounded[j] = np.float32(base[j] + scale * vector[j])
-        _to_bfloat16(rounded)
-        n_lost = 0
-        for j in range(BLOCK):
-            n_lost += np.int64((rounded[j] == rounded_base[j]) & (vector[j] != 0))
-        lost[level] += n_lost
-    return n_moved
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _to_bfloat16(numbers: np.ndarray) -> None:
-    """Round float32 numbers to bfloat16 in place, ties to even."""
-    patterns = numbers.view(np.int32)
-    for j in range(BLOCK):
-        pattern = patterns[j]
-        half = np.int32(0x7FFF) + ((pattern >> np.int32(16)) & np.int32(1))
-        patterns[j] = (pattern + half) & np.int32(-65536)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def count(
-    base: np.ndarray,
     vectors: np.ndarray,
+    row: int,
+    scales: np.ndarray,
+    lowest: np.ndarray,
+    highest: np.ndarray,
+    lost: np.ndarray,
+) -> int:
+    """Count what is moved, and of that what is lost at each scale."""
+    zero = splat(0.0)
+    n_moved = 0
+    for j in range(0, BLOCK, LANES):
+        update, own = load_lanes(vectors, row * BLOCK + j), load_lanes(base, j)
+        low, high = load_lanes(lowest, j), load_lanes(highest, j)
+        moves = more_bits(size(update), zero)
+        n_moved += np.int64(ones(moves))
+        for level in range(len(scales)):
+            moved = own + splat(scales[level]) * update
+            stays = at_least_bits(moved, low) & at_least_bits(high, moved)
+            lost[level] += np.int64(ones(np.uint8(stays & moves)))
+    return int(n_moved)
+
+
+@numba.njit(**_JIT)
+def count(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    codes: np.ndarray,
+    is_vector: np.ndarray,
+    n: int,
     floors: np.ndarray,
     shares: np.ndarray,
     scales: np.ndarray,
@@ -170,9 +169,12 @@ def count(
     """Add the counts of one chunk.
 
     Args:
-        base: theta_0, (n,) float64.
-        vectors: tau_k, (K, n) float64.
-        floors: Float32 bit pattern from which on |tau_k| is kept, (levels, K) int32.
+        data: Bytes of the chunk.
+        offsets: Where the base (index 0) and every expert begin in it, (K + 1,).
+        codes: Their types, (K + 1,).
+        is_vector: Whether an expert's numbers are tau_k, (K + 1,).
+        n: Elements of the chunk.
+        floors: Smallest |tau_k| that is kept, (levels, K) float64; see `magnitude.exact_floors`.
         shares: lambda of TALL masks, (masks,).
         scales: What an update is multiplied with before it is rounded, (scales,).
         agreement: (levels, K, K) int64, lower triangle.
@@ -183,46 +185,59 @@ def count(
         moved: (K + 1,) int64.
         lost: (scales, K + 1) int64.
     """
-    n_experts, n = vectors.shape
+    n_experts = len(offsets) - 1
     # What lies beyond the end of the last block stays zero, and is not counted.
-    own_base, total = np.zeros(BLOCK), np.zeros(BLOCK)
-    own = np.zeros((n_experts, BLOCK))
-    bits = np.zeros((n_experts, BLOCK), np.int32)
-    positive = np.zeros((n_experts, BLOCK), np.uint8)
-    negative = np.zeros((n_experts, BLOCK), np.uint8)
-    singles = np.zeros(BLOCK, np.float32)
-    patterns = singles.view(np.int32)
-    rounded_base = np.zeros(BLOCK, np.float32)
+    own_base = np.zeros(BLOCK)
+    # The task vectors, and last their sum.
+    own = np.zeros((n_experts + 1, BLOCK))
+    lowest, highest = np.zeros(BLOCK), np.zeros(BLOCK)
+    # A number that is kept is not zero.
+    floors = np.maximum(floors, 5e-324)
+    lost_at = np.zeros(len(scales), np.int64)
     for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
-        if size < BLOCK:
+        length = min(BLOCK, n - start)
+        if length < BLOCK:
             own_base[:] = 0.0
             own[:] = 0.0
-        own_base[:size] = base[start : start + size]
+        widen_block(data, offsets, codes, is_vector, start, length, own_base, own[:n_experts])
+        total = own[n_experts]
         total[:] = 0.0
         for k in range(n_experts):
-            own[k, :size] = vectors[k, start : start + size]
-            for j in range(BLOCK):
-                number = own[k, j]
-                total[j] += number
-                positive[k, j] = np.uint8(number > 0)
-                negative[k, j] = np.uint8(number < 0)
-                singles[j] = np.float32(abs(number))
-            for j in range(BLOCK):
-                bits[k, j] = patterns[j]
-        _compare_signs(bits, positive, negative, floors, size, agreement, overlap, votes)
-        _compare_masks(own, total, shares, size, claims, shared_claims)
-        for j in range(BLOCK):
-            rounded_base[j] = np.float32(own_base[j])
-        _to_bfloat16(rounded_base)
+            for j in range(0, BLOCK, LANES):
+                store_lanes(total, j, load_lanes(total, j) + load_lanes(own, k * BLOCK + j))
+        _compare_signs(own[:n_experts], floors, length, agreement, overlap, votes)
+        _compare_masks(own[:n_experts], total, shares, length, claims, shared_claims)
+        _same_bfloat16(own_base, lowest, highest)
         for k in range(n_experts + 1):
-            vector = own[k] if k < n_experts else total
-            moved[k] += _compare_rounded(
-                own_base, vector, scales, singles, rounded_base, lost[:, k]
-            )
+            lost_at[:] = 0
+            moved[k] += _compare_rounded(own_base, own, k, scales, lowest, highest, lost_at)
+            for level in range(len(scales)):
+                lost[level, k] += lost_at[level]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(**_JIT)
+def take_counts(histogram: np.ndarray) -> tuple[int, np.ndarray]:
+    """The part of (K, bins) counts from the first to the last that is not 0, which become 0.
+
+    Returns:
+        Where it begins, and a copy of it, (K, used).
+    """
+    n_experts, n_bins = histogram.shape
+    first, stop = n_bins, 0
+    for k in range(n_experts):
+        low, high = 0, n_bins
+        while low < first and histogram[k, low] == 0:
+            low += 1
+        while high > stop and histogram[k, high - 1] == 0:
+            high -= 1
+        first, stop = min(first, low), max(stop, high)
+    first = min(first, stop)
+    taken = histogram[:, first:stop].copy()
+    histogram[:, first:stop] = 0
+    return first, taken
+
+
+@numba.njit(**_JIT)
 def upper_histogram(vectors: np.ndarray, histogram: np.ndarray) -> None:
     """Add the upper 16 bits of float32 |v| of (K, n) float64 vectors to (K, 65536) int64 counts."""
     n_experts, n = vectors.shape

@@ -3,13 +3,14 @@
 None of them follows from inner products. All are counts, gathered in the one pass over the weights.
 """
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from awd_core import element_kernels
-from awd_core.magnitude import N_BINS, bin_of_rank, magnitude_bits, upper_histogram
+from awd_core import element_kernels, merge_kernels
+from awd_core.magnitude import N_BINS, bin_of_rank, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
 
@@ -82,13 +83,20 @@ class Magnitudes(Statistic):
         """Those of the counts that follow; the histogram itself is not kept."""
         return Elements.arrays(n_experts)
 
-    def part(self, chunk: Chunk) -> np.ndarray:
-        """Counts of one chunk."""
-        return upper_histogram(chunk.task_vectors)
+    def part(self, chunk: Chunk) -> tuple[int, np.ndarray]:
+        """Counts of one chunk: the first bin that is not empty, and the counts from there on."""
+        packed = chunk.packed
+        if packed.data.device.type != "cpu":
+            return 0, upper_histogram(chunk.task_vectors)
+        counts = _scratch(self.n_experts)
+        unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0)), 0, 1
+        merge_kernels.upper_histogram((*packed.for_kernels, *unchanged), packed.n, counts)
+        return element_kernels.take_counts(counts)
 
-    def add(self, part: np.ndarray) -> None:
+    def add(self, part: tuple[int, np.ndarray]) -> None:
         """Counts add up."""
-        self.histogram += part
+        first, counts = part
+        self.histogram[:, first : first + counts.shape[1]] += counts
 
     def result(self) -> dict[str, np.ndarray]:
         """Nothing that is kept."""
@@ -127,13 +135,14 @@ class Elements(Statistic):
 
     def part(self, chunk: Chunk) -> ElementCounts:
         """Counts of one chunk; of symmetric arrays the lower triangle."""
-        base, vectors = chunk.base.flatten(), chunk.task_vectors.flatten(1)
-        counted = ElementCounts.zeros(self.n_experts)
-        if vectors.device.type == "cpu":
-            constants = (self._floors, np.array(MASK_SHARES), np.array(UPDATE_SCALES))
+        counted, packed = ElementCounts.zeros(self.n_experts), chunk.packed
+        if packed.data.device.type == "cpu":
+            floors = exact_floors(self._floors.view(np.float32))
+            constants = (floors, np.array(MASK_SHARES), np.array(UPDATE_SCALES))
             arrays = vars(counted).values()
-            element_kernels.count(base.numpy(), vectors.numpy(), *constants, *arrays)
+            element_kernels.count(*packed.for_kernels, packed.n, *constants, *arrays)
         else:
+            base, vectors = chunk.base.flatten(), chunk.task_vectors.flatten(1)
             count_as_tensors(base, vectors, self._floors, counted)
         return counted
 
@@ -153,6 +162,17 @@ class Elements(Statistic):
         claims = counted.claims.copy()
         claims[:, 0] -= counted.votes[0, 0, 0]
         return vars(counted) | symmetric | {"claims": claims}
+
+
+_of_thread = threading.local()
+
+
+def _scratch(n_experts: int) -> np.ndarray:
+    """Counts of zero that a thread keeps, (K, 65536)."""
+    counts = getattr(_of_thread, "counts", None)
+    if counts is None or len(counts) != n_experts:
+        _of_thread.counts = counts = np.zeros((n_experts, N_BINS), dtype=np.int64)
+    return counts
 
 
 def count_as_tensors(

@@ -96,6 +96,56 @@ def any_less(typing: Any, a: Any, b: Any) -> Any:
     return types.boolean(_LANES, _LANES), build
 
 
+def _bits(builder: Any, mask: Any) -> Any:
+    return builder.bitcast(mask, ir.IntType(LANES))
+
+
+@_code
+def more_bits(typing: Any, a: Any, b: Any) -> Any:
+    """A bit for each lane, lowest first: whether a > b."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _bits(builder, builder.fcmp_ordered(">", *arguments))
+
+    return types.uint8(_LANES, _LANES), build
+
+
+@_code
+def at_least_bits(typing: Any, a: Any, b: Any) -> Any:
+    """A bit for each lane, lowest first: whether a >= b."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _bits(builder, builder.fcmp_ordered(">=", *arguments))
+
+    return types.uint8(_LANES, _LANES), build
+
+
+@_code
+def ones(typing: Any, word: Any) -> Any:
+    """Number of bits that are set."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return word(word), build
+
+
+@_code
+def add_bits(typing: Any, counts: Any, position: Any, word: Any) -> Any:
+    """Add bit i of a 64-bit word to byte `counts[position + i]`."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        counts, position, word = arguments
+        flags, numbers = (ir.VectorType(ir.IntType(width), 64) for width in (1, 8))
+        array = context.make_array(signature.args[0])(context, builder, counts)
+        address = builder.bitcast(builder.gep(array.data, [position]), numbers.as_pointer())
+        more = builder.zext(builder.bitcast(word, flags), numbers)
+        builder.store(builder.add(builder.load(address, align=1), more), address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(counts, types.intp, types.uint64), build
+
+
 @_code
 def keep_between(typing: Any, out: Any, position: Any, a: Any, low: Any, high: Any) -> Any:
     """Write the lanes with low < a < high one after the other to `out[position:]`; how many."""

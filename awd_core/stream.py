@@ -236,8 +236,13 @@ class Reader:
             for source, size in zip(self._sources, self._itemsizes, strict=True)
         )
 
-    def __call__(self, span: Span) -> Chunk:
+    def __call__(self, span: Span, scratch: bool = False) -> Chunk:
         """One chunk.
+
+        Args:
+            span: Which elements.
+            scratch: Whether its bytes are only needed until this thread reads the next one; memory
+                is then used again, which saves a third of the time.
 
         Raises:
             CheckpointError: A file ended early or could not be read.
@@ -246,7 +251,7 @@ class Reader:
         ends = np.cumsum([-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
         offsets = np.concatenate([[0], ends[:-1]])
         # Kernels take whole groups of lanes, so they read up to one group too far.
-        buffer = _buffer(int(ends[-1]) + _ALIGNMENT, self.device)
+        buffer = _buffer(int(ends[-1]) + _ALIGNMENT, self.device, scratch)
         view = memoryview(buffer.numpy())  # pyright: ignore[reportArgumentType]
         for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes, strict=True)):
             part, source = view[offset : offset + size], self._sources[index]
@@ -282,11 +287,16 @@ def _packed_type(stored: StoredTensor | None) -> torch.dtype:
     return stored.dtype if stored is not None and stored.dtype in CODES else torch.float64
 
 
-def _buffer(n_bytes: int, device: torch.device) -> torch.Tensor:
-    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-
-
 _of_thread = threading.local()
+
+
+def _buffer(n_bytes: int, device: torch.device, scratch: bool) -> torch.Tensor:
+    if device.type != "cpu" or not scratch:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    room = getattr(_of_thread, "scratch", None)
+    if room is None or len(room) < n_bytes:
+        _of_thread.scratch = room = torch.empty(n_bytes, dtype=torch.uint8)
+    return room[:n_bytes]
 
 
 def _on(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:

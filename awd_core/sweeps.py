@@ -40,7 +40,7 @@ class Sweep:
 
     def parts(self, span: Span) -> list[Any]:
         """What one chunk contributes to every statistic."""
-        chunk = self.reader(span)
+        chunk = self.reader(span, scratch=True)
         return [statistic.part(chunk) for statistic in self.statistics]
 
     def add(self, parts: list[Any]) -> None:

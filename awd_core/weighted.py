@@ -82,7 +82,7 @@ def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Sp
     columns = tensor.matrix_shape[1]
 
     def piece(span: Span) -> torch.Tensor:
-        chunk = read(span)
+        chunk = read(span, scratch=True)
 
         def summed(kind: torch.dtype) -> tuple[torch.Tensor, bool]:
             room = -(-span.n_elements // kernels.LANES) * kernels.LANES

@@ -2,13 +2,15 @@
 
     python -m benchmarks.pass_vs_read [--megabytes 2000]
 
-Each is a process of its own, in turn; the page cache is warm for both. "read" is one thread that
-reads every file to its end into one buffer. Statistics: Grams and norms alone, and all that a study
-holds. Sizes of the model and numbers of experts grow to show what the cost grows with.
+Each is a process of its own, in turn; from the disk, whose page cache is emptied before each, and
+from a warm page cache. "read" is one thread that reads every file to its end into one buffer.
+Statistics: Grams and norms alone, and all that a study holds. Sizes of the model and numbers of
+experts grow to show what the cost grows with.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -69,17 +71,28 @@ def draw(folder: Path, n_matrices: int, n_experts: int) -> list[Path]:
     return places
 
 
+def forget(places: list[Path]) -> None:
+    """Drop the files from the page cache, so that the disk is read."""
+    for place in places:
+        for file in place.glob("*.safetensors"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def measure(kind: str, places: list[Path]) -> Run:
     """One process."""
     return timed([sys.executable, "-c", CODE[kind], *places])
 
 
-def rates(places: list[Path], kinds: tuple[str, ...]) -> dict[str, Run]:
-    """Each kind once, after a read that warms the page cache; what starting takes is left out."""
+def rates(places: list[Path], kinds: tuple[str, ...], cold: bool = False) -> dict[str, Run]:
+    """Each kind once, from the page cache or from the disk; what starting takes is left out."""
     measure("read", places)
     start = measure("nothing", [])
     found = {}
     for kind in kinds:
+        if cold:
+            forget(places)
         run = measure(kind, places)
         idle = start if kind != "read" else Run(0.0, 0.0, 0.0)
         seconds, cpu = run.seconds - idle.seconds, run.cpu_seconds - idle.cpu_seconds
@@ -99,14 +112,17 @@ def main() -> None:
         places = draw(folder / "eight", n_matrices, 8)
         n_bytes = sum((place / "model.safetensors").stat().st_size for place in places)
         print(f"base and 8 experts, {n_bytes / 1e9:.1f} GB, bfloat16\n")
-        print("| | GB/s | GB per CPU second | share of reading | peak MB |\n|---|---|---|---|---|")
-        found = rates(places, ("read", "Grams", "all", "read"))
-        for kind, run in found.items():
-            share = found["read"].seconds / run.seconds
-            print(
-                f"| {kind} | {n_bytes / 1e9 / run.seconds:.2f} |"
-                f" {n_bytes / 1e9 / run.cpu_seconds:.2f} | {share:.0%} | {run.peak_mb:,.0f} |"
-            )
+        print("| from | | GB/s | GB per CPU second | share of reading | peak MB |")
+        print("|---|---|---|---|---|---|")
+        for source, cold in (("disk", True), ("page cache", False)):
+            found = rates(places, ("read", "Grams", "all"), cold)
+            for kind, run in found.items():
+                share = found["read"].seconds / run.seconds
+                print(
+                    f"| {source} | {kind} | {n_bytes / 1e9 / run.seconds:.2f} |"
+                    f" {n_bytes / 1e9 / run.cpu_seconds:.2f} | {share:.0%} | {run.peak_mb:,.0f} |",
+                    flush=True,
+                )
         print("\n| matrices | CPU seconds, all | peak MB |\n|---|---|---|")
         sizes, seconds = [max(1, n_matrices * part // 4) for part in (1, 2, 3, 4)], []
         for size in sizes:

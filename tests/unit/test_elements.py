@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import awd_core as awd
+from awd_core.element_kernels import _same_bfloat16
 from awd_core.elements import (
     DENSITIES,
     MASK_SHARES,
@@ -98,3 +99,25 @@ def test_an_expert_alone_claims_all_that_it_moves(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         counts.claims[:, :, 1], np.broadcast_to(counts.moved[:, :1], counts.claims[:, :, 1].shape)
     )
+
+
+def test_the_bounds_of_a_bfloat16_are_the_last_numbers_that_become_it() -> None:
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 0x7F7FFFFF, 4000).astype(np.int32)
+    halfway = (patterns & np.int32(-65536)) | np.int32(0x8000)
+    singles = np.concatenate([patterns, halfway, halfway - 1, halfway + 1]).view(np.float32)
+    edges = [0.0, 1e-45, 1e-320, 3.3895314e38, 3.4e38, 1e300]
+    base = np.concatenate([singles.astype(np.float64), np.array(edges)])
+    base = np.concatenate([base, -base])
+    lowest, highest = np.empty_like(base), np.empty_like(base)
+    _same_bfloat16(base, lowest, highest)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(values).to(torch.bfloat16).to(torch.float64).numpy()
+
+    own = rounded(base)
+    assert (rounded(lowest) == own).all()
+    assert (rounded(highest) == own).all()
+    below, above = np.nextafter(lowest, -np.inf), np.nextafter(highest, np.inf)
+    assert ((rounded(below) != own) | (below == -np.inf)).all()
+    assert ((rounded(above) != own) | (above == np.inf)).all()
