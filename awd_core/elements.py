@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from awd_core import element_kernels, merge_kernels
-from awd_core.magnitude import N_BINS, bin_of_rank, exact_floors, magnitude_bits, upper_histogram
+from awd_core.magnitude import N_BINS, bins_of_ranks, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
 
@@ -106,8 +106,8 @@ class Magnitudes(Statistic):
         """Counts of what is in or above the bin of each quantile."""
         if not self.histogram[:, 1:].any():
             return None
-        floors = [[_floor(row, density) for row in self.histogram] for density in DENSITIES]
-        return Elements(self.n_experts, np.array(floors, dtype=np.int32))
+        floors = np.array([_floors(row) for row in self.histogram], dtype=np.int32)
+        return Elements(self.n_experts, np.ascontiguousarray(floors.T))
 
 
 class Elements(Statistic):
@@ -210,6 +210,8 @@ def _products(rows: torch.Tensor) -> np.ndarray:
     return (numbers @ numbers.T).cpu().numpy().astype(np.int64)
 
 
-def _floor(histogram: np.ndarray, density: float) -> int:
-    rank = int(np.ceil(density * histogram.sum()))
-    return 0 if density >= 1 or rank == 0 else bin_of_rank(histogram, rank)[0] << 16
+def _floors(histogram: np.ndarray) -> list[int]:
+    """The bit pattern from which on an element is kept, for every density."""
+    n = histogram.sum()
+    ranks = [0 if density >= 1 else int(np.ceil(density * n)) for density in DENSITIES]
+    return [place << 16 for place, _ in bins_of_ranks(histogram, ranks)]

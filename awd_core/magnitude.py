@@ -5,7 +5,7 @@ histogram of the upper 16 bits finds the bin of a rank, one of the lower 16 bits
 finds the number itself: two sweeps, exact, 256 kB of state per expert.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -38,13 +38,19 @@ def bin_of_rank(histogram: np.ndarray, rank: int) -> tuple[int, int]:
     Values that were left out of the histogram because they are zero come after the smallest one.
     The bin of nothing at all is that of zero.
     """
+    return bins_of_ranks(histogram, [rank])[0]
+
+
+def bins_of_ranks(histogram: np.ndarray, ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """`bin_of_rank` for several ranks."""
     from_top = np.cumsum(histogram[::-1])
-    rank = min(rank, int(from_top[-1]))
-    if not rank:
-        return 0, 0
-    position = int(np.searchsorted(from_top, rank))
-    above = int(from_top[position - 1]) if position else 0
-    return N_BINS - 1 - position, rank - above
+    found = []
+    for rank in ranks:
+        rank = min(rank, int(from_top[-1]))
+        position = int(np.searchsorted(from_top, rank))
+        above = int(from_top[position - 1]) if position else 0
+        found.append((N_BINS - 1 - position, rank - above) if rank else (0, 0))
+    return found
 
 
 def kth_largest_magnitudes(

@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,18 +111,31 @@ def installed() -> Path:
     return command
 
 
+# Memory of a process that forks counts as that of its children, so a small one starts them.
+_LAUNCH = """
+import json, os, subprocess, sys, time
+begun = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+code, cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+print(json.dumps([code, time.perf_counter() - begun, cpu, usage.ru_maxrss / 1e3]))
+"""
+
+
 def timed(command: list[str | Path], **environment: str) -> Run:
-    """One process to its end."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(
-        list(map(str, command)), env=os.environ | environment, stdout=subprocess.DEVNULL
+    """One process to its end.
+
+    Raises:
+        CalledProcessError: It failed.
+    """
+    launched = [sys.executable, "-S", "-c", _LAUNCH, *map(str, command)]
+    run = subprocess.run(
+        launched, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command[0])
-    cpu = usage.ru_utime + usage.ru_stime
-    return Run(time.perf_counter() - begun, cpu, usage.ru_maxrss / 1e3)
+    code, seconds, cpu, peak = json.loads(run.stdout)
+    if code:
+        raise subprocess.CalledProcessError(code, command[0])
+    return Run(seconds, cpu, peak)
 
 
 def warm(folders: list[Path]) -> None:
