@@ -107,11 +107,26 @@ def preflight(
         else:
             assert isinstance(expert, WeightCheckpoint)
             problems += _weight_problems(base, expert, left_out)
+    for one in (base, *experts):
+        problems += _tied_problems(one)
     labelled = [(f"base {base.label}", base), *((f"expert {one.label}", one) for one in experts)]
     licences = tuple((label, licence(one)) for label, one in labelled)
     problems += _licence_problems(licences)
     problems.sort(key=lambda problem: problem.severity)
     return Preflight(tuple(problems), estimate(base, experts, out), licences)
+
+
+def _tied_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
+    if isinstance(checkpoint, WeightCheckpoint) and checkpoint.config.get("tie_word_embeddings"):
+        for name, kept in checkpoint.shared.items():
+            yield Problem(
+                "warning",
+                f"tensor {name!r} of {checkpoint.label!r}",
+                f"stored beside {kept!r}, to which the configuration ties it",
+                "tied tensors once",
+                f"{kept!r} is merged and written once, and is both when the model is loaded.",
+                "tied",
+            )
 
 
 def _base_problems(base: Checkpoint) -> Iterator[Problem]:

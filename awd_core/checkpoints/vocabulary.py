@@ -49,6 +49,24 @@ def tied_embedding(
     return tables[0] if len(tables) == 1 else None
 
 
+def tied_heads(
+    stored: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    """Heads that are stored although the configuration ties them: the embedding of each.
+
+    Whoever loads such a checkpoint takes the embedding, so the head's own numbers never count.
+    """
+    if not config.get("tie_word_embeddings", False):
+        return {}
+    found = {}
+    for name, tensor in stored.items():
+        others = {other: one for other, one in stored.items() if other != name}
+        embedding = tied_embedding(name, others, config)
+        if embedding is not None and embedding.shape == tensor.shape:
+            found[name] = embedding
+    return found
+
+
 @dataclass(frozen=True)
 class CommonRows(ExpertTensor):
     """A tensor over tokens with fewer or more of them than the base: the common ones count.

@@ -11,7 +11,12 @@ from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
 from awd_core.checkpoints.folder import inside, listed, read_json
 from awd_core.checkpoints.header import StoredTensor, read_header, read_rows
 from awd_core.checkpoints.pickled import read_pickled
-from awd_core.checkpoints.vocabulary import CommonRows, same_but_for_rows, tied_embedding
+from awd_core.checkpoints.vocabulary import (
+    CommonRows,
+    same_but_for_rows,
+    tied_embedding,
+    tied_heads,
+)
 from awd_core.errors import CheckpointError, MismatchError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -43,7 +48,8 @@ class WeightCheckpoint(Checkpoint):
 
     Attributes:
         shared: Names that are tied to a tensor stored under another name, which a `.bin` lists
-            and safetensors leaves out.
+            and safetensors leaves out; and heads that are stored beside the embedding that the
+            configuration ties them to. They are read, merged and written once.
     """
 
     shared: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +99,9 @@ def open_weights(
     """
     config = read_json(path / "config.json", "a Hugging Face model folder")
     stored, shared = _without_shared(stored_tensors(path, allow_pickle=allow_pickle))
-    return WeightCheckpoint(label, source, path, stored, config, shared)
+    tied = {name: embedding.name for name, embedding in tied_heads(stored, config).items()}
+    stored = {name: tensor for name, tensor in stored.items() if name not in tied}
+    return WeightCheckpoint(label, source, path, stored, config, shared | tied)
 
 
 def stored_tensors(path: Path, *, allow_pickle: bool = False) -> dict[str, StoredTensor]:

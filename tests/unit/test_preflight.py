@@ -14,7 +14,7 @@ import awd_core as awd
 from awd_core.checkpoints import common_rows
 from awd_core.checkpoints.estimate import Resource
 from awd_core.collect import study_digest
-from tests.helpers import CONFIG, QUERY, State, base_state, family, save
+from tests.helpers import CONFIG, QUERY, State, base_state, family, load, save
 
 
 def shapes_differ(expert: State) -> None:
@@ -227,6 +227,27 @@ def test_a_head_that_the_base_ties_is_told(tmp_path: Path) -> None:
     }.values()
     assert "lm_head.weight" in row.where
     assert "tied to 'model.embed_tokens.weight'" in row.expected
+
+
+def test_a_head_stored_beside_the_embedding_it_is_tied_to_is_merged_and_written_once(
+    tmp_path: Path,
+) -> None:
+    base = saved(tmp_path / "b", llama(), tie_word_embeddings=True)
+    expert = saved(tmp_path / "e", llama(seed=1), tie_word_embeddings=True)
+    untied_head = saved(tmp_path / "u", llama(seed=2))
+    report = awd.preflight(base, [expert, untied_head])
+    assert report.ok
+    told = [problem for problem in report.problems if problem.kind == "tied"]
+    assert sum("stored beside 'model.embed_tokens.weight'" in one.received for one in told) == 2
+    recipe = awd.Recipe(base=base.source, experts=[expert.source], coefficient=1.0)
+    out = awd.merge(recipe, tmp_path / "out", device="cpu")
+    written = load(out)
+    assert "lm_head.weight" not in written
+    assert torch.equal(
+        written["model.embed_tokens.weight"], llama(seed=1)["model.embed_tokens.weight"]
+    )
+    untied = saved(tmp_path / "n", llama(), tie_word_embeddings=False)
+    assert "lm_head.weight" in untied.stored
 
 
 QUANTISED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
