@@ -404,11 +404,11 @@ def _number(value: float | None) -> str:
 
 def licence(checkpoint: Checkpoint) -> str | None:
     """What the model card in the folder says; None where there is no card, or it says nothing."""
-    from huggingface_hub import ModelCard
-
     card = checkpoint.path / "README.md"
     if not card.is_file():
         return None
+    from huggingface_hub import ModelCard  # takes half a second, which most merges need not wait
+
     try:
         inside(card.parent, card.name)
         data = ModelCard.load(card, ignore_metadata_errors=True).data
