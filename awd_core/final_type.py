@@ -8,8 +8,7 @@ from awd_core.checkpoints import StoredTensor
 from awd_core.errors import OutputError, not_finite
 from awd_core.lanes import LANES
 from awd_core.plan import Plan
-from awd_core.stream import CODES
-from awd_core.vectors import Piece
+from awd_core.stream import CODES, Packed
 
 
 def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
@@ -25,27 +24,32 @@ def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torc
 
 
 def added_to_base(
-    plan: Plan, tensor: StoredTensor, piece: Piece, update: torch.Tensor
+    plan: Plan, tensor: StoredTensor, stored: Packed, update: torch.Tensor
 ) -> torch.Tensor:
-    """`theta_0 + update` of one piece in its final type, flat, on the CPU.
+    """`theta_0 + update` of some elements in their final type, flat, on the CPU.
 
     Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
+
+    Args:
+        plan: The merge.
+        tensor: The tensor that they belong to.
+        stored: theta_0, and whatever else is stored there.
+        update: What is added, float64.
 
     Raises:
         OutputError: A weight is not finite, or too large for the type.
     """
-    dtype, stored = plan.out_dtype(tensor), piece.stored
-    if stored is None or dtype not in CODES:
-        merged = torch.where(update == 0, piece.base, piece.base + update)
-        return in_final_type(plan, tensor, merged).cpu().flatten()
-    flat = update.reshape(-1).numpy()
+    dtype, flat = plan.out_dtype(tensor), update.reshape(-1)
+    if stored.data.device.type != "cpu" or dtype not in CODES:
+        base = stored.base()
+        return in_final_type(plan, tensor, torch.where(flat == 0, base, base + flat)).cpu()
     out = np.empty(-(-len(flat) // LANES) * LANES * dtype.itemsize, dtype=np.uint8)
-    packed, largest = stored.packed, float(torch.finfo(dtype).max)
-    base = packed.data.numpy(), packed.offsets[0], packed.codes[0]
-    finite = kernels.add_to_base(*base, flat, largest, CODES[dtype], out)
+    where = stored.data.numpy(), stored.offsets[0], stored.codes[0]
+    largest = float(torch.finfo(dtype).max)
+    finite = kernels.add_to_base(*where, flat.numpy(), largest, CODES[dtype], out)
     final = torch.from_numpy(out).view(dtype)[: len(flat)]
     if not finite:
-        refuse_not_finite(plan, tensor, (piece.base + update).flatten(), final)
+        refuse_not_finite(plan, tensor, stored.base() + flat, final)
     return final
 
 

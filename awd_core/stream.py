@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -253,27 +253,32 @@ class Reader:
         # Kernels take whole groups of lanes, so they read up to one group too far.
         buffer = _buffer(int(ends[-1]) + _ALIGNMENT, self.device, scratch)
         view = memoryview(buffer.numpy())  # pyright: ignore[reportArgumentType]
+        base = cache(lambda: self._base(span))
         for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes, strict=True)):
             part, source = view[offset : offset + size], self._sources[index]
             if source is not None and source.dtype in CODES:
                 read_bytes(source, span.first * source.dtype.itemsize, part)
             elif size:
-                numbers = self._float64(index, span)
+                numbers = self._float64(index, span, base)
                 part[:] = numbers.contiguous().view(-1).view(torch.uint8).numpy().data
             view[offset + size : offset + size + _ALIGNMENT] = bytes(_ALIGNMENT)
         data = _on(buffer, self.device)
         packed = Packed(data, offsets, self._codes, self._is_vector, span.n_elements)
         return Chunk(self.tensor, span, packed, self.labels)
 
-    def _float64(self, index: int, span: Span) -> torch.Tensor:
+    def _base(self, span: Span) -> torch.Tensor:
+        """The rows of theta_0 that a span lies in, float64."""
+        start = span.first // max(1, self.tensor.matrix_shape[1])
+        return read_base(self.tensor, start, start + span.rows, torch.device("cpu"))
+
+    def _float64(self, index: int, span: Span, base: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Numbers that are not stored as the kernels know them: odd types, products of factors."""
         columns = self.tensor.matrix_shape[1]
         start, begin = divmod(span.first, max(1, columns))
         stop = start + span.rows
         source = self._sources[index]
         if source is None:
-            base = read_base(self.tensor, start, stop, torch.device("cpu"))
-            rows = self._experts[index - 1].task_vector(start, stop, base)
+            rows = self._experts[index - 1].task_vector(start, stop, base())
         else:
             rows = read_rows(source, start, stop)
         return rows[:, begin : begin + span.columns].to(torch.float64)

@@ -17,7 +17,8 @@ import torch
 
 from awd_core import kernels
 from awd_core.checkpoints import StoredTensor
-from awd_core.final_type import in_final_type, refuse_not_finite
+from awd_core.checkpoints.lora import product_rows
+from awd_core.final_type import added_to_base, in_final_type, refuse_not_finite
 from awd_core.method import LinearMethod
 from awd_core.parallel import in_order
 from awd_core.plan import Plan
@@ -75,6 +76,9 @@ def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Sp
     dtype = plan.out_dtype(tensor)
     if not is_merged:
         return lambda span: in_final_type(plan, tensor, read_as_stored(tensor, span))
+    product = _weighted_product(plan, tensor)
+    if product is not None:
+        return _piece_of_product(plan, tensor, *product)
     read = Reader(tensor, plan.experts, plan.device)
     by_expert = np.ascontiguousarray(weights(plan, tensor))
     # What the kernel does not write (float8) is rounded from float32.
@@ -100,5 +104,39 @@ def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Sp
             chunk.require_finite()
             refuse_not_finite(plan, tensor, summed(torch.float64)[0], final)
         return final
+
+    return piece
+
+
+def _weighted_product(plan: Plan, tensor: StoredTensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`sum_k w_k L_k R_k` as one product, (rows, r) and (r, columns), of experts of low rank.
+
+    Their task vectors are then never expanded one by one. None where an expert is something else,
+    or not finite, which is refused by name where task vectors are read.
+    """
+    if any(expert.kind == "weights" for expert in plan.experts):
+        return None
+    found = [
+        (own, expert.tensor(tensor).low_rank())
+        for own, expert in zip(torch.from_numpy(weights(plan, tensor)), plan.experts, strict=True)
+        if expert.touches(tensor.name)
+    ]
+    factors = [(own[:, None], one) for own, one in found if one is not None]
+    if len(factors) < len(found):
+        return None
+    left = torch.cat([one.left * own for own, one in factors], dim=1)
+    right = torch.cat([one.right for _, one in factors])
+    return (left, right) if torch.isfinite(left.sum() + right.sum()) else None
+
+
+def _piece_of_product(
+    plan: Plan, tensor: StoredTensor, left: torch.Tensor, right: torch.Tensor
+) -> Callable[[Span], torch.Tensor]:
+    read = Reader(tensor, [], plan.device)
+
+    def piece(span: Span) -> torch.Tensor:
+        start = span.first // max(1, span.columns)
+        update = product_rows(left, right, start, start + span.rows)
+        return added_to_base(plan, tensor, read(span, scratch=True).packed, update)
 
     return piece

@@ -75,6 +75,19 @@ class ZeroTensor(ExpertTensor):
         return base
 
 
+def product_rows(left: torch.Tensor, right: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Rows `start:stop` of left right, in blocks whose place does not depend on which are wanted.
+
+    A product of other rows at once may differ in its last bits.
+    """
+    step = max(1, _BLOCK_ELEMENTS // max(1, right.shape[1]))
+    first = start // step * step
+    blocks = [left[at : at + step] @ right for at in range(first, stop, step)]
+    if len(blocks) == 1:
+        return blocks[0][start - first : stop - first]
+    return torch.cat([left.new_zeros(0, right.shape[1]), *blocks])[start - first : stop - first]
+
+
 @dataclass(frozen=True)
 class LoraTensor(ExpertTensor):
     """One adapted weight.
@@ -93,11 +106,7 @@ class LoraTensor(ExpertTensor):
 
     def task_vector(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows of s B A, in float64."""
-        step = max(1, _BLOCK_ELEMENTS // max(1, self.right.shape[1]))
-        first = start // step * step
-        left, right = self.left.to(base.device), self.right.to(base.device)
-        blocks = [left[at : at + step] @ right for at in range(first, stop, step)]
-        return torch.cat(blocks)[start - first : stop - first] if blocks else base
+        return product_rows(self.left.to(base.device), self.right.to(base.device), start, stop)
 
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows of theta_0 + s B A in the base's type, bit for bit as PEFT's own merge gives it."""

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+import awd_core as awd
 from awd_core import parallel
 from awd_core.stream import CODES
 from tests.helpers import Family, State, expert_states, family, same_bits
+from tests.unit.test_lora import save_adapter, save_base
 
 TYPES = [*CODES, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -68,3 +70,22 @@ def test_the_number_of_threads_changes_no_bit(
     expected = one.state()
     monkeypatch.setattr(parallel, "WORKERS", workers)
     assert same_bits(one.state(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"disentangle": {"granularity": "row", "steps": 30}, "equalise_norms": True}],
+    ids=str,
+)
+def test_adapters_as_one_product_give_the_plain_definition(
+    tmp_path: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base", torch.float32)
+    adapters = [str(save_adapter(tmp_path / str(seed), base, seed)) for seed in (1, 2, 3)]
+    recipe = awd.Recipe(base=str(base), experts=adapters, coefficient=0.4, **fields)
+    found = awd.merged_state(awd.plan_merge(recipe, device="cpu"))
+    monkeypatch.setattr(import_module("awd_core.merge"), "is_weighted_sum", lambda plan: False)
+    for name, tensor in awd.merged_state(awd.plan_merge(recipe, device="cpu")).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+        assert (found[name] == tensor).float().mean() > 0.99
