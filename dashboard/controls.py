@@ -44,7 +44,8 @@ def _headline(study: Study) -> None:
     name = "The zoo" if is_zoo(study) else study.path.name if study.path else "Study"
     st.markdown(f"**{name}**: {study.base.label} and {study.n_experts} experts")
     n_elements = sum(tensor.n_elements for tensor in study.tensors)
+    size = f"{n_elements / 1e6:,.1f} M" if n_elements >= 1e6 else f"{n_elements:,}"
     st.caption(
-        f"{n_elements / 1e6:,.1f} M parameters, {len(study.tensors)} tensors."
+        f"{size} parameters, {len(study.tensors)} tensors."
         + (" Other models: page Open." if is_zoo(study) else "")
     )
