@@ -48,9 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(closer.spectra)
-app.command()(closer.locks)
-app.command()(closer.evaluate)
 OnEngine = Annotated[
     str, typer.Option("--engine", help="threads of this machine, or ray: a Ray cluster.")
 ]
@@ -386,6 +383,9 @@ def convert(
         print(text, end="")
 
 
+app.command()(closer.evaluate)
+
+
 @app.command()
 def verify(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A merged folder.")],
@@ -430,6 +430,10 @@ def _engine(name: str, address: str | None) -> AbstractContextManager[Engine | N
 def _study_of(recipe: Recipe, watch: Watcher) -> awd.Study:
     base, experts = open_sources(recipe.base, recipe.experts)
     return awd.collect(base, experts, progress=watch.progress, cancel=watch.cancelled)
+
+
+app.command()(closer.spectra)
+app.command()(closer.locks)
 
 
 # Rows of one kind and checkpoint that a person wants to read; a machine gets all of them.
