@@ -114,3 +114,9 @@ def test_studies_open_by_path_and_are_then_recent(
 def test_pins_say_that_they_stay_in_the_tab() -> None:
     said = " ".join(caption.value for caption in pinned("model").sidebar.caption)
     assert "stay in this browser tab" in said
+
+
+def test_the_words_of_the_first_load_are_gone_when_it_is_done() -> None:
+    test = on("interference")
+    assert test.metric
+    assert not any("Getting ready" in info.value for info in test.info)
