@@ -108,8 +108,8 @@ def radar(
         title,
         theme,
         key="radar",
-        height=360,
-        margin={"l": 100, "r": 100, "t": 60, "b": 60},
+        height=400,
+        margin={"l": 96, "r": 80, "t": 52, "b": 56},
         legend=True,
         polar={
             "bgcolor": "rgba(0,0,0,0)",
