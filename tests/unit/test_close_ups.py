@@ -17,7 +17,7 @@ from analysis.theme import DARK, LIGHT, Theme
 from analysis.view import View, factors_by_tensor
 from tests.analysis_studies import Vectors, collected, random_vectors
 
-K, LAMBDA = 3, 0.4
+K, LAMBDA = 3, 0.3
 BLOCK = "block 1"
 INSIDE = (
     "encoder.layer.1.attention.self.query.weight",
