@@ -37,8 +37,8 @@ def show() -> None:
             base = open_checkpoint(study.base.source, allow_pickle=state.pickle_allowed())
         except AwdError as error:
             st.info(
-                "The weights of this study cannot be opened on this machine, so nothing can be"
-                " written here. The same merge as text, below, runs where they are.",
+                "The weights of this study are not on this machine, or may not be opened, so"
+                " nothing can be written here. The same merge as text, below, runs where they are.",
                 icon=":material/cloud_off:",
             )
             st.caption(str(error))
