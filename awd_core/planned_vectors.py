@@ -15,7 +15,7 @@ from awd_core.linear_algebra import LowRank
 from awd_core.method import sum_over_experts
 from awd_core.plan import Plan
 from awd_core.spectral import spectral_redundant
-from awd_core.stream import Chunk, Reader, Span, chunks, spans
+from awd_core.stream import Chunk, Reader, Span, chunks, is_current, spans
 from awd_core.vectors import Piece, StoredVectors, TensorVectors, Vectors
 
 
@@ -75,10 +75,14 @@ class _PlannedPiece(Piece):
         self._plan, self._read, self._span, self._delta = plan, read, span, delta
         self.name, self.seed = read.tensor.name, plan.recipe.seed
         self.start = span.first // max(1, span.columns)
+        self._last: Chunk | None = None
 
-    @cached_property
+    @property
     def _chunk(self) -> Chunk:
-        return replace(self._read(self._span), scales=self._plan.scales)
+        """What is stored there; read again where this thread has read another piece meanwhile."""
+        if self._last is None or not is_current(self._last.packed):
+            self._last = replace(self._read(self._span, scratch=True), scales=self._plan.scales)
+        return self._last
 
     @cached_property
     def base(self) -> torch.Tensor:
@@ -102,20 +106,23 @@ class _PlannedPiece(Piece):
             else vectors - redundant(self._plan, self._chunk)
         )
 
-    @cached_property
+    @property
     def stored(self) -> StoredVectors | None:
-        """The same for compiled code: on the CPU, where delta is a combination of rows."""
+        """The same for compiled code: on the CPU, where delta is a combination of rows.
+
+        Good until this thread reads another piece.
+        """
         if self._delta is not None or self._plan.device.type != "cpu":
             return None
-        n_experts, columns = len(self._plan.experts), self._span.columns
+        chunk, n_experts, columns = self._chunk, len(self._plan.experts), self._span.columns
         c = None if self._plan.redundant is None else self._plan.redundant[self.name].T
         return StoredVectors(
-            packed=self._chunk.packed,
+            packed=chunk.packed,
             scales=np.ones(n_experts) if self._plan.scales is None else self._plan.scales,
             redundant=np.empty((n_experts, 0)) if c is None else np.ascontiguousarray(c),
             first=self._span.first,
             columns=columns,
-            require_finite=self._chunk.require_finite,
+            require_finite=chunk.require_finite,
         )
 
 

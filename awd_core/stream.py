@@ -118,7 +118,8 @@ class Packed:
 
     def _float64(self, index: int) -> torch.Tensor:
         dtype, offset = _TYPES[int(self.codes[index])], int(self.offsets[index])
-        return self.data[offset : offset + self.n * dtype.itemsize].view(dtype).to(torch.float64)
+        stored = self.data[offset : offset + self.n * dtype.itemsize].view(dtype)
+        return stored.to(torch.float64, copy=True)  # the memory of `data` may be used again
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,14 @@ def _buffer(n_bytes: int, device: torch.device, scratch: bool) -> torch.Tensor:
     room = getattr(_of_thread, "scratch", None)
     if room is None or len(room) < n_bytes:
         _of_thread.scratch = room = torch.empty(n_bytes, dtype=torch.uint8)
-    return room[:n_bytes]
+    _of_thread.latest = room[:n_bytes]
+    return _of_thread.latest
+
+
+def is_current(packed: Packed) -> bool:
+    """Whether bytes that were read into a thread's scratch memory are there still, in this one."""
+    on_device = packed.data.device.type != "cpu"
+    return on_device or getattr(_of_thread, "latest", None) is packed.data
 
 
 def _on(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:

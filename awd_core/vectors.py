@@ -80,7 +80,7 @@ class Piece:
         """v_k."""
         return self._given[1]
 
-    @cached_property
+    @property
     def stored(self) -> StoredVectors | None:
         """None: these are tensors."""
         return None

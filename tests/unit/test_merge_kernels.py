@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import awd_core as awd
 from awd_core import parallel, planned_vectors
 from awd_core.errors import AwdError
 from awd_core.magnitude import exact_floors
@@ -103,3 +104,18 @@ def test_a_float64_floor_keeps_exactly_what_rounds_to_the_float32_one() -> None:
     assert (exact.astype(np.float32) >= floors).all()
     assert (np.nextafter(exact, 0).astype(np.float32) < floors).all()
     assert exact_floors(np.array([0, np.inf], np.float32)).tolist() == [0, np.inf]
+
+
+def test_a_piece_is_read_again_where_its_memory_was_used_for_another(tmp_path: Path) -> None:
+    base = {"a.weight": torch.randn(900, 700), "b.weight": torch.randn(40, 700)}
+    one = Family(tmp_path, base, expert_states(base, 3))
+    plan = awd.plan_merge(one.recipe(), device="cpu")
+    tensors = [planned_vectors.tensor_vectors(plan, tensor) for tensor in plan.tensors]
+    pieces = [piece for tensor in tensors for piece in tensor.sweep()]
+    for piece in pieces:
+        assert piece.stored is not None
+    for piece in reversed(pieces):
+        rows = slice(piece.start, piece.stop)
+        own = [state[piece.name][rows].double() for state in one.expert_states]
+        expected = torch.stack(own) - base[piece.name][rows].double()
+        assert torch.equal(piece.task_vectors, expected)
