@@ -422,32 +422,6 @@ def test_a_link_reopens_the_view(study: awd.Study) -> None:
     np.testing.assert_allclose(matrices(test)[0].array, expected, atol=1e-8)
 
 
-def test_the_address_holds_every_setting_and_the_whole_view() -> None:
-    first = on("interference")
-    first.button_group(key="granularity").set_value("tensor").run()
-    first.select_slider(key="alpha").set_value(0.2).run()
-    first.slider(key="lambda").set_value(0.55).run()
-    first.text_input(key="block_factors").set_value("block 1=0.5").run()
-    first.toggle(key="equalise").set_value(True).run()
-    first.selectbox(key="measure").set_value("sign_conflict").run()
-    first.select_slider(key="block").set_value("block 2").run()
-    first.multiselect(key="experts").set_value(["library", "exception", "torch_area"]).run()
-    first.button_group(key="close_up").set_value("agreement").run()
-    first.select_slider(key="density").set_value(0.5).run()
-    assert not first.exception
-    again = linked(**first.query_params)
-    assert not again.exception
-    for key in ("overview", "agreement"):
-        assert figure(again, key)["data"] == figure(first, key)["data"]
-    assert [m.array.tolist() for m in matrices(again)] == [
-        m.array.tolist() for m in matrices(first)
-    ]
-    assert [metric.value for metric in again.metric] == [metric.value for metric in first.metric]
-    recipes = [test.switch_page("views/merge.py").run().code[0].value for test in (first, again)]
-    assert recipes[0] == recipes[1]
-    assert awd.Recipe.from_yaml(recipes[0]).block_factors == {"block 1": 0.5}
-
-
 def test_a_link_sets_every_coefficient() -> None:
     test = linked(apart="true", lambda_of_library="0.75", lambda_of_exception="-0.5")
     code = test.switch_page("views/merge.py").run().code[0].value
