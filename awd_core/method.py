@@ -46,6 +46,7 @@ import torch
 
 from awd_core.errors import RecipeError, nearest
 from awd_core.knobs import Preset, Value, checked, knob
+from awd_core.parallel import WORKERS
 from awd_core.stream import CHUNK_ELEMENTS
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
@@ -65,7 +66,7 @@ class Memory:
     """Peak memory of a merge, for K experts and a largest tensor of m rows and n columns.
 
     Attributes:
-        formula: For people, in bytes; c is the number of elements of a piece.
+        formula: For people, in bytes; c is the number of elements of a piece, t of threads.
         above_process: The same for (K, m, n), without what the process takes by itself.
     """
 
@@ -78,12 +79,12 @@ class Memory:
 
 
 def piecewise(copies: int) -> Memory:
-    """Memory of a method that holds `copies` float64 pieces for every expert and for the base."""
+    """Memory of `copies` float64 pieces of every expert and of the base, in every thread."""
 
     def above_process(n_experts: int, rows: int, columns: int) -> int:
-        return 8 * copies * (n_experts + 1) * max(CHUNK_ELEMENTS, columns)
+        return 8 * copies * (n_experts + 1) * max(CHUNK_ELEMENTS, columns) * WORKERS
 
-    return Memory(f"process + {8 * copies} (K + 1) c", above_process)
+    return Memory(f"process + {8 * copies} (K + 1) c t", above_process)
 
 
 def matrixwise(formula: str, n_numbers: Callable[[int, int, int], int]) -> Memory:

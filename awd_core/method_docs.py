@@ -33,8 +33,9 @@ Executors: **gram** takes multipliers from inner products, **stream** statistics
 **tensor** of one tensor; all three then go through the weights piece by piece. **matrix** sees one
 whole matrix at a time. Passes count readings of the weights, the one that writes included, for the
 knobs that need most; readings of one tensor after another come from the file cache. Memory is for
-K experts, with c = 262,144 elements of a piece, or one row where that is longer; m, n are the rows
-and columns of the largest matrix.
+K experts, with c = 131,072 elements of a piece, or one row where that is longer, and t threads, one
+more than there are cores; m, n are the rows and columns of the largest matrix that is solved.
+`python -m benchmarks method_memory` holds every method to it.
 
 | method | executor | passes | AWD in front | result |
 |---|---|---|---|---|

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
+from awd_core.allocation import map_large_blocks
 from awd_core.checkpoints import StoredTensor
 from awd_core.linear_algebra import LowRank
 from awd_core.method import sum_over_experts
@@ -96,6 +97,7 @@ class _PlannedPiece(Piece):
         Raises:
             AwdError: A weight is not finite.
         """
+        map_large_blocks()
         self._chunk.require_finite()
         vectors = self._chunk.task_vectors
         if self._delta is not None:

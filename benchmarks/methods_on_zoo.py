@@ -4,8 +4,8 @@
     python -m benchmarks.methods_on_zoo DIR --without-shipped --methods ties sce --kept ROWS
 
 Every DIR holds one expert for each task, as `make zoo` and `make zoo-full` train them. Every merge
-is written by a process of its own, which gives processor time, peak memory and bytes read (inputs
-are read once more to be hashed); AWD in front has the defaults of granularity `row`.
+is written by a process of its own, which gives processor time, peak memory and bytes read (the
+first one reads its inputs once more, to hash them). AWD in front is `row` with its defaults.
 
 Where coefficients are scales, one lambda for all multiplies the whole change to the base, so the
 search scales the written merge: from the default up and down a grid until two in a row do not help,

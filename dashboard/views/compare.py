@@ -10,7 +10,7 @@ from analysis.overview import overview, overview_heatmap, shared_range
 from analysis.view import View
 from awd_core import AwdError, Study
 from awd_core.evaluation import mean_accuracy, normalised_accuracy, recovered_gap
-from dashboard import comparison, evaluations, journal, state
+from dashboard import comparison, evaluations, journal, leaderboard, state
 from dashboard.accuracy_panel import SAMPLES
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
@@ -194,3 +194,4 @@ def _draw_drops(
 
 
 show()
+leaderboard.show(state.open_study())
