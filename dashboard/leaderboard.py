@@ -74,7 +74,7 @@ def show(study: Study) -> None:
         key="leaderboard_rows",
         alt="Methods in rows; accuracy, interference and cost of each in columns.",
     )
-    most = found["zoos"].max()
+    most = max(map(int, found["zoos"]))
     st.caption(
         "Measured once and shipped, not worked out here: `python -m benchmarks.methods_on_zoo`."
         f" Up to {most} {'seeds' if most > 1 else 'seed'}; two methods whose accuracies are closer"
