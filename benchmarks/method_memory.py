@@ -24,7 +24,7 @@ import yaml
 
 import awd_core as awd
 from awd_core import layout
-from awd_core.method import MatrixMethod, MergeMethod
+from awd_core.method import LinearMethod, MatrixMethod, MergeMethod
 from benchmarks.merge_vs_mergekit import N_EXPERTS, Run, draw, shapes, timed
 
 SLACK = 1.2
@@ -125,7 +125,7 @@ def main() -> None:
         lines = []
         for kind in awd.METHODS:
             if arguments.methods is None or kind.key in arguments.methods:
-                whole = arguments.whole or kind.executor == "gram"
+                whole = arguments.whole or issubclass(kind, LinearMethod)
                 lines.append(measured(kind, base, experts, whole))
                 print(lines[-1], flush=True)
     outside = [line.key for line in lines if not line.inside]
