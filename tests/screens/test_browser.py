@@ -95,6 +95,28 @@ def test_a_pasted_link_reopens_the_setting(app_server: AppServer, page: Page) ->
     expect(page.get_by_text("coefficient: 0.5").first).to_be_visible(timeout=SOON)
 
 
+def test_the_address_of_a_view_opens_it_again(
+    app_server: AppServer, browser: Browser, page: Page
+) -> None:
+    visit(page, app_server)
+    page.get_by_role("slider", name="Norm constraint α").focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(re.compile("alpha="), timeout=SOON)
+    page.get_by_role("radio", name="tensor", exact=True).click()
+    page.wait_for_url(re.compile("granularity=tensor"), timeout=SOON)
+    page.get_by_role("radio", name="Who needs which weights").click()
+    page.wait_for_url(re.compile("close_up="), timeout=SOON)
+    expect(page.get_by_text("λ of the masks").first).to_be_visible(timeout=SOON)
+    after = page.get_by_role("table", name="after AWD").inner_text()
+    context = browser.new_context()
+    again = context.new_page()
+    again.goto(page.url)
+    expect(again.get_by_text("λ of the masks").first).to_be_visible(timeout=SOON)
+    expect(again.get_by_role("table", name="after AWD")).to_have_text(after, use_inner_text=True)
+    expect(again.get_by_role("radio", name="tensor", exact=True)).to_be_checked()
+    context.close()
+
+
 def test_arrow_keys_turn_the_slides(app_server: AppServer, page: Page) -> None:
     titles = [one.title for one in EXHIBITS]
     visit(page, app_server, "report?alone=true")
