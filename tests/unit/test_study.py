@@ -122,7 +122,7 @@ def test_neither_chunks_nor_threads_change_a_bit(
     found = []
     for workers in (1, 2):
         monkeypatch.setattr(sweeps, "WORKERS", workers)
-        for size in (1, *(1 << power for power in (12, 13, 22))):
+        for size in (1, *(1 << power for power in (12, 13, 14, 17, 20, 22))):
             out = tmp_path / f"{workers}-{size}"
             found.append(statistics(one.study(out=out, chunk_elements=size)))
     assert all(one == found[0] for one in found)
