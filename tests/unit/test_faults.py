@@ -102,9 +102,9 @@ def test_a_run_that_goes_on_does_not_do_again_what_was_finished(
     read: list[str] = []
     plain = stream.Reader.__call__
 
-    def noted(reader: stream.Reader, span: stream.Span) -> stream.Chunk:
+    def noted(reader: stream.Reader, span: stream.Span, scratch: bool = False) -> stream.Chunk:
         read.append(reader.tensor.name)
-        return plain(reader, span)
+        return plain(reader, span, scratch)
 
     monkeypatch.setattr(stream.Reader, "__call__", noted)
     finish(one, kind, out)
@@ -187,7 +187,9 @@ def test_an_input_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
 
     def change_once(step: awd.Progress) -> None:
         for _ in steps:
-            file.write_bytes(file.read_bytes())
+            # At once: what reads it meanwhile finds it whole.
+            shutil.copyfile(file, one.root / "another")
+            (one.root / "another").replace(file)
 
     with pytest.raises(awd.AwdError, match=r"An input changed while it was read.*expert-0"):
         awd.merge(one.recipe(), tmp_path / "out", device="cpu", progress=change_once)
