@@ -122,12 +122,15 @@ def test_arrow_keys_turn_the_slides(app_server: AppServer, page: Page) -> None:
     visit(page, app_server, "report?alone=true")
     slide = page.get_by_role("heading", level=1)
     expect(slide).to_have_text(titles[0], timeout=SOON)
+    idle = page.locator("[data-testid=stApp][data-test-script-state=notRunning]")
     for key, title in (
         ("ArrowRight", titles[1]),
         ("ArrowRight", titles[2]),
         ("ArrowLeft", titles[1]),
         ("ArrowLeft", titles[0]),
     ):
+        # The slide is drawn before the buttons that listen to keys.
+        idle.wait_for(timeout=SOON)
         page.keyboard.press(key)
         expect(slide).to_have_text(title, timeout=SOON)
     page.keyboard.press("ArrowLeft")  # before the first there is none
