@@ -8,7 +8,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 import awd_core as awd
-from analysis.exhibits import EXHIBITS
 from awd_core import archive
 from dashboard import studies
 from tests.helpers import family
@@ -115,27 +114,6 @@ def test_the_address_of_a_view_opens_it_again(
     expect(again.get_by_role("table", name="after AWD")).to_have_text(after, use_inner_text=True)
     expect(again.get_by_role("radio", name="tensor", exact=True)).to_be_checked()
     context.close()
-
-
-def test_arrow_keys_turn_the_slides(app_server: AppServer, page: Page) -> None:
-    titles = [one.title for one in EXHIBITS]
-    visit(page, app_server, "report?alone=true")
-    slide = page.get_by_role("heading", level=1)
-    expect(slide).to_have_text(titles[0], timeout=SOON)
-    idle = page.locator("[data-testid=stApp][data-test-script-state=notRunning]")
-    for key, title in (
-        ("ArrowRight", titles[1]),
-        ("ArrowRight", titles[2]),
-        ("ArrowLeft", titles[1]),
-        ("ArrowLeft", titles[0]),
-    ):
-        # The slide is drawn before the buttons that listen to keys.
-        idle.wait_for(timeout=SOON)
-        page.keyboard.press(key)
-        expect(slide).to_have_text(title, timeout=SOON)
-    page.keyboard.press("ArrowLeft")  # before the first there is none
-    page.wait_for_timeout(1500)
-    expect(slide).to_have_text(titles[0])
 
 
 def test_a_cancelled_export_leaves_nothing(
