@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from awd_core import merge_kernels
-from awd_core.lanes import LANES
+from awd_core.lanes import whole_groups
 from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
 from awd_core.vectors import Piece, StoredVectors
@@ -46,7 +46,7 @@ class Election:
         return self._as_tensors(piece) if piece.stored is None else self._compiled(piece.stored)
 
     def _compiled(self, stored: StoredVectors) -> torch.Tensor:
-        merged = np.empty(-(-stored.n // LANES) * LANES)
+        merged = np.empty(whole_groups(stored.n))
         finite = merge_kernels.elected_sum(
             stored.for_kernels,
             stored.n,

@@ -43,8 +43,8 @@ def sum_of_kept(piece: Piece, drop: float, multipliers: np.ndarray) -> torch.Ten
     return torch.from_numpy(merged).view(-1, stored.columns)
 
 
-def magnitudes_of_kept(tensor: TensorVectors, drop: float) -> tuple[np.ndarray, np.ndarray]:
-    """`||v_k||_1` before and after dropping, (K,) each. One sweep.
+def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
+    """`l1_ratio` of what is dropped at random, (K,). One sweep.
 
     Raises:
         AwdError: A weight is not finite.
@@ -61,8 +61,7 @@ def magnitudes_of_kept(tensor: TensorVectors, drop: float) -> tuple[np.ndarray, 
             stored.require_finite()
         return before, after
 
-    before, after = zip(*tensor.each(sums), strict=True)
-    return total(before), total(after)
+    return _ratio(tensor.each(sums))
 
 
 def keys(piece: Piece, n_experts: int) -> np.ndarray:
@@ -78,10 +77,13 @@ def limit(drop: float) -> np.uint64:
 
 def l1_ratio(tensor: TensorVectors, keep: Callable[[Piece], torch.Tensor]) -> np.ndarray:
     """`||tau_k||_1 / ||keep(tau_k)||_1`, (K,); 0 where nothing is kept. One sweep."""
-    pairs = tensor.each(
-        lambda piece: (row_sums(piece.task_vectors.abs()), row_sums(keep(piece).abs()))
+    return _ratio(
+        tensor.each(lambda piece: (row_sums(piece.task_vectors.abs()), row_sums(keep(piece).abs())))
     )
-    before, after = (total(parts) for parts in zip(*pairs, strict=True))
+
+
+def _ratio(sums: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    before, after = (total(parts) for parts in zip(*sums, strict=True))
     return np.divide(before, after, out=np.zeros_like(after), where=after > 0)
 
 

@@ -238,15 +238,21 @@ def take_counts(histogram: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 @numba.njit(**_JIT)
+def count_upper_bits(vector: np.ndarray, n: int, singles: np.ndarray, counts: np.ndarray) -> None:
+    """Add the upper 16 bits of float32 |v| of n numbers to (65536,) counts; room for n singles."""
+    patterns = singles.view(np.int32)
+    for j in range(n):
+        singles[j] = np.float32(abs(vector[j]))
+    for j in range(n):
+        counts[patterns[j] >> 16] += 1
+
+
+@numba.njit(**_JIT)
 def upper_histogram(vectors: np.ndarray, histogram: np.ndarray) -> None:
     """Add the upper 16 bits of float32 |v| of (K, n) float64 vectors to (K, 65536) int64 counts."""
     n_experts, n = vectors.shape
+    singles = np.empty(BLOCK, np.float32)
     for k in range(n_experts):
-        singles = np.empty(BLOCK, np.float32)
-        patterns = singles.view(np.int32)
         for start in range(0, n, BLOCK):
-            size = min(BLOCK, n - start)
-            for j in range(size):
-                singles[j] = np.float32(abs(vectors[k, start + j]))
-            for j in range(size):
-                histogram[k, patterns[j] >> 16] += 1
+            part = vectors[k, start : start + BLOCK]
+            count_upper_bits(part, len(part), singles, histogram[k])

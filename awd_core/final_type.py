@@ -6,7 +6,7 @@ import torch
 from awd_core import kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.errors import OutputError, not_finite
-from awd_core.lanes import LANES
+from awd_core.lanes import whole_groups
 from awd_core.plan import Plan
 from awd_core.stream import CODES, Packed
 
@@ -43,7 +43,7 @@ def added_to_base(
     if stored.data.device.type != "cpu" or dtype not in CODES:
         base = stored.base()
         return in_final_type(plan, tensor, torch.where(flat == 0, base, base + flat)).cpu()
-    out = np.empty(-(-len(flat) // LANES) * LANES * dtype.itemsize, dtype=np.uint8)
+    out = np.empty(whole_groups(len(flat)) * dtype.itemsize, dtype=np.uint8)
     where = stored.data.numpy(), stored.offsets[0], stored.codes[0]
     largest = float(torch.finfo(dtype).max)
     finite = kernels.add_to_base(*where, flat.numpy(), largest, CODES[dtype], out)

@@ -21,6 +21,11 @@ LANES = 8
 _VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 
 
+def whole_groups(n: int) -> int:
+    """n, rounded up to whole registers: room for what kernels write."""
+    return -(-n // LANES) * LANES
+
+
 class _LanesType(types.Type):
     def __init__(self) -> None:
         super().__init__(name="Lanes")

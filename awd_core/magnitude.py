@@ -93,42 +93,48 @@ def kth_largest_of(model: TensorVectors | Vectors, rank: int) -> np.ndarray:
         AwdError: A weight is not finite.
     """
 
-    def count(function: Callable[[Piece, np.ndarray], None], counts: np.ndarray) -> None:
-        # Counts add up in any order, so a thread takes whichever histogram is free.
-        free: list[np.ndarray] = [counts]
-        made: list[np.ndarray] = []
-
-        def add(piece: Piece) -> None:
-            try:
-                own = free.pop()
-            except IndexError:
-                made.append(own := np.zeros_like(counts))
-            function(piece, own)
-            free.append(own)
-
-        for _ in model.each(add):
-            pass
-        for own in made:
-            counts += own
-
-    def add_upper(piece: Piece, counts: np.ndarray) -> None:
-        stored = piece.stored
-        if stored is None:
-            counts += upper_histogram(piece.task_vectors)
-        elif not merge_kernels.upper_histogram(stored.for_kernels, stored.n, counts):
-            stored.require_finite()
-
     def lower(bins: np.ndarray, counts: np.ndarray) -> None:
-        def add_lower(piece: Piece, counts: np.ndarray) -> None:
-            stored = piece.stored
-            if stored is None:
-                add_lower_histogram(piece.task_vectors, bins, counts)
-            else:
-                merge_kernels.lower_histogram(stored.for_kernels, stored.n, bins, counts)
+        _count(model, partial(_add_lower, bins), counts)
 
-        count(add_lower, counts)
+    return _kth_largest(partial(_count, model, _add_upper), lower, rank, model.n_experts)
 
-    return _kth_largest(partial(count, add_upper), lower, rank, model.n_experts)
+
+def _count(
+    model: TensorVectors | Vectors,
+    add: Callable[[Piece, np.ndarray], None],
+    counts: np.ndarray,
+) -> None:
+    """Add every piece to `counts`, in any thread: sums of whole numbers know no order."""
+    free, made = [counts], [counts]
+
+    def add_to_a_free_one(piece: Piece) -> None:
+        try:
+            own = free.pop()
+        except IndexError:
+            made.append(own := np.zeros_like(counts))
+        add(piece, own)
+        free.append(own)
+
+    for _ in model.each(add_to_a_free_one):
+        pass
+    for own in made[1:]:
+        counts += own
+
+
+def _add_upper(piece: Piece, counts: np.ndarray) -> None:
+    stored = piece.stored
+    if stored is None:
+        counts += upper_histogram(piece.task_vectors)
+    elif not merge_kernels.upper_histogram(stored.for_kernels, stored.n, counts):
+        stored.require_finite()
+
+
+def _add_lower(bins: np.ndarray, piece: Piece, counts: np.ndarray) -> None:
+    stored = piece.stored
+    if stored is None:
+        add_lower_histogram(piece.task_vectors, bins, counts)
+    else:
+        merge_kernels.lower_histogram(stored.for_kernels, stored.n, bins, counts)
 
 
 def _kth_largest(

@@ -295,8 +295,9 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: _Surveyed) -> Itera
 
         def merged(piece: Piece, update: torch.Tensor) -> torch.Tensor:
             scaled = update * scale if scale != 1 else update
-            if piece.stored is not None:
-                return added_to_base(plan, tensor, piece.stored.packed, scaled)
+            stored = piece.stored
+            if stored is not None:
+                return added_to_base(plan, tensor, stored.packed, scaled)
             return _final(plan, tensor, torch.where(scaled == 0, piece.base, piece.base + scaled))
 
         vectors = tensor_vectors(plan, tensor)

@@ -12,8 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from awd_core.element_kernels import count_upper_bits
 from awd_core.kernels import SEGMENT, load_lanes, spread_rows, store_lanes, widen_block
-from awd_core.lanes import LANES, keep_between, pick_less, size, splat, store
+from awd_core.lanes import LANES, keep_between, more_bits, ones, pick_less, size, splat, store
 from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -82,19 +83,14 @@ def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
     singles = np.empty(SEGMENT, np.float32)
-    patterns = singles.view(np.int32)
     strange = splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
         for k in range(n_experts):
-            vector, counts = vectors[k], histogram[k]
-            strange = _strange(vector, length, strange)
-            for j in range(length):
-                singles[j] = np.float32(abs(vector[j]))
-            for j in range(length):
-                counts[patterns[j] >> 16] += 1
+            strange = _strange(vectors[k], length, strange)
+            count_upper_bits(vectors[k], length, singles, histogram[k])
     return _is_zero(strange)
 
 
@@ -132,33 +128,23 @@ def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarr
 
 
 @numba.njit(**_JIT)
-def _trim_and_add(
-    vectors: np.ndarray, n: int, floors: np.ndarray, election: np.ndarray, total: np.ndarray
-) -> None:
-    """v_k becomes e_k v_k where |v_k| >= floors[k], else 0; their sum goes to `total`."""
-    total[:n] = 0.0
-    for k in range(len(vectors)):
-        vector, floor, weight = vectors[k], floors[k], election[k]
-        for j in range(n):
-            number = vector[j]
-            kept = number * weight if abs(number) >= floor else 0.0
-            vector[j] = kept
-            total[j] += kept
-
-
-@numba.njit(**_JIT)
 def sum_of_signs(stored: tuple, n: int, floors: np.ndarray) -> int:
     """Sum over all elements of the sign of the sum of what is kept, `|v_k| >= floors[k]`."""
     n_experts = len(floors)
-    base, room, total = np.empty(SEGMENT), np.empty((2, SEGMENT)), np.empty(SEGMENT)
-    vectors, ones = np.empty((n_experts, SEGMENT)), np.ones(n_experts)
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    zero = splat(0.0)
     found = 0
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
-        _trim_and_add(vectors, length, floors, ones, total)
-        for j in range(length):
-            found += np.int64(total[j] > 0) - np.int64(total[j] < 0)
+        for j in range(0, length, LANES):
+            total = zero
+            for k in range(n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j)
+                total = total + pick_less(size(own), splat(floors[k]), zero, own)
+            found += np.int64(ones(more_bits(total, zero)))
+            found -= np.int64(ones(more_bits(zero, total)))
     return int(found)
 
 

@@ -40,8 +40,9 @@ def tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
 
     def sweep() -> Iterator[Piece]:
         read, delta = Reader(tensor, plan.experts, plan.device), whole_delta()
+        c = _for_kernels(plan, tensor)
         for span in spans(tensor, whole_rows=True):
-            yield _PlannedPiece(plan, read, span, delta)
+            yield _PlannedPiece(plan, read, span, delta, c)
 
     def bases() -> Iterator[Piece]:
         # As chunks of no expert: what is not finite is refused.
@@ -70,10 +71,13 @@ class _PlannedPiece(Piece):
         read: Reads the tensor.
         span: Which rows.
         delta: The redundant vector of the whole tensor, where it is no combination of rows.
+        c: What it is else, as `StoredVectors.redundant` has it.
     """
 
-    def __init__(self, plan: Plan, read: Reader, span: Span, delta: torch.Tensor | None) -> None:
-        self._plan, self._read, self._span, self._delta = plan, read, span, delta
+    def __init__(
+        self, plan: Plan, read: Reader, span: Span, delta: torch.Tensor | None, c: np.ndarray
+    ) -> None:
+        self._plan, self._read, self._span, self._delta, self._c = plan, read, span, delta, c
         self.name, self.seed = read.tensor.name, plan.recipe.seed
         self.start = span.first // max(1, span.columns)
         self._last: Chunk | None = None
@@ -98,15 +102,13 @@ class _PlannedPiece(Piece):
             AwdError: A weight is not finite.
         """
         map_large_blocks()
-        self._chunk.require_finite()
-        vectors = self._chunk.task_vectors
+        chunk = self._chunk
+        chunk.require_finite()
         if self._delta is not None:
-            return vectors - self._delta[self.start : self.stop]
-        return (
-            vectors
-            if self._plan.redundant is None
-            else vectors - redundant(self._plan, self._chunk)
-        )
+            return chunk.task_vectors - self._delta[self.start : self.stop]
+        if self._plan.redundant is not None:
+            return chunk.task_vectors - redundant(self._plan, chunk)
+        return chunk.task_vectors
 
     @property
     def stored(self) -> StoredVectors | None:
@@ -117,15 +119,21 @@ class _PlannedPiece(Piece):
         if self._delta is not None or self._plan.device.type != "cpu":
             return None
         chunk, n_experts, columns = self._chunk, len(self._plan.experts), self._span.columns
-        c = None if self._plan.redundant is None else self._plan.redundant[self.name].T
         return StoredVectors(
             packed=chunk.packed,
             scales=np.ones(n_experts) if self._plan.scales is None else self._plan.scales,
-            redundant=np.empty((n_experts, 0)) if c is None else np.ascontiguousarray(c),
+            redundant=self._c,
             first=self._span.first,
             columns=columns,
             require_finite=chunk.require_finite,
         )
+
+
+def _for_kernels(plan: Plan, tensor: StoredTensor) -> np.ndarray:
+    """c of one tensor with experts first, (K, 1) or (K, rows); (K, 0) without any."""
+    if plan.redundant is None:
+        return np.empty((len(plan.experts), 0))
+    return np.ascontiguousarray(plan.redundant[tensor.name].T)
 
 
 def redundant(plan: Plan, chunk: Chunk) -> torch.Tensor:

@@ -15,6 +15,7 @@ from awd_core.checkpoints.header import read_rows
 from awd_core.checkpoints.lora import ZeroTensor
 from awd_core.checkpoints.weights import WeightTensor
 from awd_core.errors import CheckpointError, RecipeError, not_finite
+from awd_core.lanes import whole_groups
 from awd_core.parallel import in_order
 
 # Elements of one tensor held at once. (K + 1) chunks of bfloat16 are then 2.4 MB at K = 8, and
@@ -99,7 +100,7 @@ class Packed:
             vectors = [self._task_vector(k, base) for k in range(1, len(self.codes))]
             stacked = torch.stack(vectors)
             return base, stacked, bool(torch.isfinite(base.sum() + stacked.sum()))
-        padded = -(-self.n // kernels.LANES) * kernels.LANES
+        padded = whole_groups(self.n)
         base = np.empty(padded)
         vectors = np.empty((len(self.codes) - 1, padded))
         finite = kernels.task_vectors(*self.for_kernels, base, vectors)

@@ -19,6 +19,7 @@ from awd_core import kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.lora import product_rows
 from awd_core.final_type import added_to_base, in_final_type, refuse_not_finite
+from awd_core.lanes import whole_groups
 from awd_core.method import LinearMethod
 from awd_core.parallel import in_order
 from awd_core.plan import Plan
@@ -89,8 +90,7 @@ def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Sp
         chunk = read(span, scratch=True)
 
         def summed(kind: torch.dtype) -> tuple[torch.Tensor, bool]:
-            room = -(-span.n_elements // kernels.LANES) * kernels.LANES
-            out = np.empty(room * kind.itemsize, dtype=np.uint8)
+            out = np.empty(whole_groups(span.n_elements) * kind.itemsize, dtype=np.uint8)
             where = by_expert, span.first, columns, span.n_elements
             largest = float(torch.finfo(dtype).max)
             finite = kernels.weighted_sum(

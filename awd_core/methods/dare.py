@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.dropping import magnitudes_of_kept, sum_of_kept
+from awd_core.dropping import l1_ratio_of_dropped, sum_of_kept
 from awd_core.knobs import Preset, knob
 from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors
@@ -48,8 +48,7 @@ class Dare(MergeMethod):
         """What is left of every task vector is multiplied with this, (K,)."""
         if self.rescale == "unbiased":
             return np.full(tensor.n_experts, 1 / (1 - self.drop))
-        before, after = magnitudes_of_kept(tensor, self.drop)
-        return np.divide(before, after, out=np.zeros_like(after), where=after > 0)
+        return l1_ratio_of_dropped(tensor, self.drop)
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """The rescaled sum of what is kept."""
