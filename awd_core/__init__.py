@@ -7,12 +7,18 @@ solved = awd.disentangle(study, granularity="row")
 awd.merge(awd.Recipe(base=..., experts=[...], coefficient=0.3), out="merged/")
 """
 
+import gc
 import os
 
 # Waiting threads sleep instead of spinning: on a machine that does anything else, or under an app
 # that evaluates while it redraws, spinning at barriers made a merge 15 times slower. Set before
 # torch loads its thread pool; a value of the user's own stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What importing makes stays for good. Looking for garbage in it, now, after every few steps and
+# once more at the end, takes longer than a second.
+_COLLECTS = gc.isenabled()
+gc.disable()
 
 from awd_core import files
 from awd_core.checkpoints import (
@@ -33,6 +39,10 @@ from awd_core.recipe import Recipe
 from awd_core.spectra_level import collect_spectra
 from awd_core.study import Study, equalise_norms, open_study
 from awd_core.verify import Verification, verify
+
+gc.freeze()
+if _COLLECTS:
+    gc.enable()
 
 __all__ = [
     "METHODS",

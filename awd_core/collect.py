@@ -100,11 +100,11 @@ def collect(
     ]
     work = _Work(tensors, experts, resolve_device(device), chunk_elements, progress, cancel)
     with files.whole_folder(out, digest) as folder:
-        journal = files.Journal(folder)
-        _collect_statistics(work, folder, journal, rows, engine)
-        if spectral:
-            _collect_spectral(work, folder, journal, engine)
-        journal.flush()
+        with files.Journal(folder) as journal:
+            _collect_statistics(work, folder, journal, rows, engine)
+            if spectral:
+                _collect_spectral(work, folder, journal, engine)
+            journal.flush()
         description = _describe(base, experts, tensors, exclude, digest)
         (folder / STUDY).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (folder / MARKER).write_text(digest, encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 from awd_core import merge_kernels
 from awd_core.consensus import columns
 from awd_core.gram import SEGMENT
+from awd_core.lanes import whole_groups
 from awd_core.method import sum_over_experts
 from awd_core.random_masks import BITS, stream_key, uniforms
 from awd_core.vectors import Piece, TensorVectors
@@ -35,12 +36,12 @@ def sum_of_kept(piece: Piece, drop: float, multipliers: np.ndarray) -> torch.Ten
     stored = piece.stored
     if stored is None:
         return sum_over_experts(dropped(piece, drop) * columns(multipliers, piece.base))
-    merged = np.empty(stored.n)
+    merged = np.empty(whole_groups(stored.n))
     of_expert = keys(piece, len(multipliers))
     where = stored.for_kernels, stored.n, of_expert, limit(drop)
     if not merge_kernels.kept_sum(*where, multipliers, merged):
         stored.require_finite()
-    return torch.from_numpy(merged).view(-1, stored.columns)
+    return torch.from_numpy(merged[: stored.n]).view(-1, stored.columns)
 
 
 def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ class Journal:
     """What is finished in a folder that is being filled: one line of JSON for each step.
 
     Files are flushed to the disk before the lines that speak of them, so a line is true even after
-    a loss of power.
+    a loss of power. That is done in the background: work goes on while the disk writes.
 
     Args:
         folder: From `whole_folder`, with a digest.
@@ -160,6 +161,15 @@ class Journal:
         self._lines: list[str] = []
         self._touched: set[Path] = set()
         self._last = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._flushing: Future[None] | None = None
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Nothing may write into the folder after its end.
+        self._thread.shutdown()
 
     def entries(self) -> list[Any]:
         """Every step that was written whole."""
@@ -176,29 +186,42 @@ class Journal:
         return found
 
     def add(self, entry: Any, *files: Path) -> None:
-        """A step is finished; `files` are what it wrote to."""
-        due = self.is_due
+        """A step is finished; `files` are what it wrote to.
+
+        Raises:
+            OSError: The disk refused an earlier step.
+        """
         self._lines.append(json.dumps(entry) + "\n")
         self._touched.update(files)
-        if due:
-            self.flush()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the next step will be made to last with those before it."""
-        return time.monotonic() - self._last >= self.SECONDS_BETWEEN
+        if time.monotonic() - self._last >= self.SECONDS_BETWEEN:
+            self._begin_flush()
 
     def flush(self) -> None:
-        """Make it last."""
-        for file in sorted(self._touched):
+        """Make all steps last.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        self._begin_flush()
+        self._wait()
+
+    def _begin_flush(self) -> None:
+        self._wait()
+        self._flushing = self._thread.submit(self._write, self._lines, sorted(self._touched))
+        self._lines, self._touched = [], set()
+        self._last = time.monotonic()
+
+    def _wait(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def _write(self, lines: list[str], touched: list[Path]) -> None:
+        for file in touched:
             _fsync(file)
         with self._file.open("a", encoding="utf-8") as stream:
-            stream.writelines(self._lines)
+            stream.writelines(lines)
             stream.flush()
             os.fsync(stream.fileno())
-        self._lines.clear()
-        self._touched.clear()
-        self._last = time.monotonic()
 
 
 @contextmanager

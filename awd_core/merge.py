@@ -94,11 +94,11 @@ def merge(
     with files.whole_folder(out, _digest(plan, layout)) as folder:
         for name, model in models.items():
             (folder / name).mkdir(exist_ok=True)
-            journal = files.Journal(folder / name)
             tensors = partial(merged_tensors, model)
             if engine is not None:
                 tensors = partial(spread_tensors, model, engine)
-            write_model(folder / name, model, layout, tensors, journal, report)
+            with files.Journal(folder / name) as journal:
+                write_model(folder / name, model, layout, tensors, journal, report)
     return out
 
 

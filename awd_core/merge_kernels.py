@@ -15,12 +15,9 @@ import numpy as np
 from awd_core.element_kernels import count_upper_bits
 from awd_core.kernels import SEGMENT, load_lanes, spread_rows, store_lanes, widen_block
 from awd_core.lanes import LANES, keep_between, more_bits, ones, pick_less, size, splat, store
-from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
+from awd_core.random_lanes import zero_below
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
-
-_GOLDEN, _FIRST, _SECOND = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
-_UNUSED_BITS, _30, _27, _31, _1 = (np.uint64(number) for number in (64 - BITS, 30, 27, 31, 1))
 
 
 @numba.njit(**_JIT)
@@ -216,18 +213,6 @@ def elected_sum(
 
 
 @numba.njit(**_JIT)
-def _drop(vector: np.ndarray, n: int, key: np.uint64, position: int, limit: np.uint64) -> None:
-    """v becomes 0 where the random number of its position is less than `limit`."""
-    first = key + (np.uint64(position) + _1) * _GOLDEN
-    for j in range(n):
-        state = first + np.uint64(j) * _GOLDEN
-        state = (state ^ (state >> _30)) * _FIRST
-        state = (state ^ (state >> _27)) * _SECOND
-        state = (state ^ (state >> _31)) >> _UNUSED_BITS
-        vector[j] = vector[j] if state >= limit else 0.0
-
-
-@numba.njit(**_JIT)
 def kept_sum(
     stored: tuple,
     n: int,
@@ -244,7 +229,7 @@ def kept_sum(
         keys: `random_masks.stream_key` of every expert, (K,) uint64.
         limit: Probability of being dropped, times 2^53.
         multipliers: l_k, (K,).
-        out: Result, (n,).
+        out: Result, (n,), with room for whole groups of lanes.
 
     Returns:
         Whether every number read is finite.
@@ -257,36 +242,22 @@ def kept_sum(
         length = min(SEGMENT, n - start)
         _vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
-        merged = out[start : start + length]
-        merged[:] = 0.0
-        for k in range(n_experts):
-            vector, multiplier = vectors[k], multipliers[k]
-            strange = _strange(vector, length, strange)
-            _drop(vector, length, keys[k], stored[6] + start, limit)
-            for j in range(length):
-                merged[j] += vector[j] * multiplier
+        for j in range(0, length, LANES):
+            position, merged = np.uint64(stored[6] + start + j), splat(0.0)
+            for k in range(n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j)
+                strange = strange + (own - own)
+                kept = zero_below(own, keys[k], position, limit)
+                merged = merged + kept * splat(multipliers[k])
+            store_lanes(out, start + j, merged)
     return _is_zero(strange)
-
-
-@numba.njit(**_JIT)
-def _magnitude(vector: np.ndarray, n: int) -> float:
-    """`sum |v|`, in eight lanes."""
-    lanes, total = np.empty((1, LANES)), splat(0.0)
-    whole = n - n % LANES
-    for j in range(0, whole, LANES):
-        total = total + size(load_lanes(vector, j))
-    store(lanes, 0, total)
-    found = lanes.sum()
-    for j in range(whole, n):
-        found += abs(vector[j])
-    return found
 
 
 @numba.njit(**_JIT)
 def kept_magnitudes(
     stored: tuple, n: int, keys: np.ndarray, limit: np.uint64, before: np.ndarray, after: np.ndarray
 ) -> bool:
-    """`sum |v_k|` and `sum |m_k v_k|` of every row, (K, rows), segment by segment.
+    """`sum |v_k|` and `sum |m_k v_k|` of every row, (K, rows), segment by segment in eight lanes.
 
     Returns:
         Whether every number read is finite.
@@ -294,6 +265,7 @@ def kept_magnitudes(
     n_experts, columns = len(keys), stored[7]
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
+    lanes = np.empty((2, LANES))
     before[:] = 0.0
     after[:] = 0.0
     strange = splat(0.0)
@@ -303,9 +275,16 @@ def kept_magnitudes(
             _vectors_block(stored, start, length, base, vectors, room)
             strange = _strange(base, length, strange)
             for k in range(n_experts):
-                vector = vectors[k]
-                strange = _strange(vector, length, strange)
-                before[k, row] += _magnitude(vector, length)
-                _drop(vector, length, keys[k], stored[6] + start, limit)
-                after[k, row] += _magnitude(vector, length)
+                vectors[k, length : length + -length % LANES] = 0.0
+                whole = kept = splat(0.0)
+                for j in range(0, length, LANES):
+                    own = load_lanes(vectors, k * SEGMENT + j)
+                    position = np.uint64(stored[6] + start + j)
+                    whole = whole + size(own)
+                    kept = kept + size(zero_below(own, keys[k], position, limit))
+                store(lanes, 0, whole)
+                store(lanes, 1, kept)
+                before[k, row] += lanes[0].sum()
+                after[k, row] += lanes[1].sum()
+                strange = strange + (whole - whole)
     return _is_zero(strange)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from awd_core.checkpoints.folder import inside
 from awd_core.checkpoints.header import DTYPE_CODES
 from awd_core.checkpoints.weights import INDEX, SINGLE
 from awd_core.hashes import InputHashes
+from awd_core.parallel import in_order
 from awd_core.plan import Plan
 from awd_core.progress import Reporter
 from awd_core.weighted import Tensors
@@ -123,31 +125,56 @@ def _write_shard(
     header = _header(plan, shard)
     finished = [tensor for tensor in shard.tensors if tensor.name in done]
     digest = hashlib.sha256()
-    with file.open("r+b" if finished else "wb") as stream:
+    with file.open("r+b" if finished else "wb", buffering=0) as stream:
         if finished:
             stream.truncate(done[finished[-1].name])
             while part := stream.read(1 << 20):
                 digest.update(part)
             report.advance(sum(_bytes(plan, tensor) for tensor in finished), shard.name)
         else:
-            stream.write(header)
+            _write_at(stream.fileno(), header, 0)
             digest.update(header)
+        end = done[finished[-1].name] if finished else len(header)
         for tensor in shard.tensors[len(finished) :]:
             made, blocks = next(tensors)
             assert made is tensor
-            for block in blocks:
-                data = block.contiguous().view(torch.uint8).numpy().data
-                stream.write(data)
+            for data in _written(stream.fileno(), blocks, end):
                 digest.update(data)
+                end += len(data)
                 report.advance(len(data), tensor.name)
-            if journal.is_due:
-                stream.flush()
-            journal.add({"tensor": tensor.name, "end": stream.tell()}, file)
-        size = stream.tell()
+            journal.add({"tensor": tensor.name, "end": end}, file)
     expected = len(header) + sum(_bytes(plan, tensor) for tensor in shard.tensors)
-    assert size == expected, f"{shard.name}: {size} bytes, header says {expected}"
+    assert end == expected, f"{shard.name}: {end} bytes, header says {expected}"
     journal.add({"shard": shard.name, "sha256": digest.hexdigest()}, file)
     return digest.hexdigest()
+
+
+def _written(
+    descriptor: int, blocks: Iterator[torch.Tensor], position: int
+) -> Iterator[memoryview]:
+    """The bytes of all blocks, in order, each at its place in the file when it is told of."""
+
+    def placed() -> Iterator[tuple[memoryview, int]]:
+        begin = position
+        for block in blocks:
+            data = block.contiguous().view(torch.uint8).numpy().data
+            yield data, begin
+            begin += len(data)
+
+    def write(part: tuple[memoryview, int]) -> memoryview:
+        data, begin = part
+        _write_at(descriptor, data, begin)
+        return data
+
+    # A file's bytes are hashed one after the other; the disk's cache is filled beside that.
+    return in_order(write, placed())
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(descriptor, left, position)
+        left, position = left[count:], position + count
 
 
 def _header(plan: Plan, shard: Shard) -> bytes:
