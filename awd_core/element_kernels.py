@@ -18,6 +18,19 @@ _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @numba.njit(**_JIT)
+def _tally(codes: np.ndarray, n: int, tables: np.ndarray) -> None:
+    """Count codes, in turn in four tables, so that equal neighbours need not wait."""
+    whole = n - n % 4
+    for j in range(0, whole, 4):
+        tables[0, codes[j]] += 1
+        tables[1, codes[j + 1]] += 1
+        tables[2, codes[j + 2]] += 1
+        tables[3, codes[j + 3]] += 1
+    for j in range(whole, n):
+        tables[0, codes[j]] += 1
+
+
+@numba.njit(**_JIT)
 def _compare_signs(
     vectors: np.ndarray,
     floors: np.ndarray,
@@ -27,31 +40,35 @@ def _compare_signs(
     votes: np.ndarray,
 ) -> None:
     n_experts = len(vectors)
-    ups = np.empty((n_experts, _WORDS), np.uint64)
-    downs = np.empty((n_experts, _WORDS), np.uint64)
-    up_bytes, down_bytes = ups.view(np.uint8), downs.view(np.uint8)
+    codes, width = np.empty(BLOCK, np.uint32), np.uint32(n_experts + 1)
+    positive, kept = np.empty((2, n_experts, _WORDS), np.uint64)
+    positive_bytes, kept_bytes = positive.view(np.uint8), kept.view(np.uint8)
     up, down = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+    for k in range(n_experts):
+        for byte in range(_BYTES):
+            number = load_lanes(vectors, k * BLOCK + 8 * byte)
+            positive_bytes[k, byte] = more_bits(number, splat(0.0))
     for level in range(len(floors)):
         up[:] = 0
         down[:] = 0
         for k in range(n_experts):
-            floor, ceiling = splat(floors[level, k]), splat(-floors[level, k])
+            floor = splat(floors[level, k])
             for byte in range(_BYTES):
-                number = load_lanes(vectors, k * BLOCK + 8 * byte)
-                up_bytes[k, byte] = at_least_bits(number, floor)
-                down_bytes[k, byte] = at_least_bits(ceiling, number)
+                number = size(load_lanes(vectors, k * BLOCK + 8 * byte))
+                kept_bytes[k, byte] = at_least_bits(number, floor)
             for word in range(_WORDS):
-                add_bits(up, 64 * word, ups[k, word])
-                add_bits(down, 64 * word, downs[k, word])
-        for j in range(n_elements):
-            votes[level, up[j], down[j]] += 1
+                add_bits(up, 64 * word, kept[k, word] & positive[k, word])
+                add_bits(down, 64 * word, kept[k, word] & ~positive[k, word])
+        for j in range(BLOCK):
+            codes[j] = np.uint32(up[j]) * width + down[j]
+        _tally(codes, n_elements, votes[level])
         for i in range(n_experts):
             for j in range(i + 1):
                 both, opposed = np.uint64(0), np.uint64(0)
                 for word in range(_WORDS):
-                    shared = (ups[i, word] | downs[i, word]) & (ups[j, word] | downs[j, word])
+                    shared = kept[i, word] & kept[j, word]
                     both += ones(shared)
-                    opposed += ones(shared & (ups[i, word] ^ ups[j, word]))
+                    opposed += ones(shared & (positive[i, word] ^ positive[j, word]))
                 overlap[level, i, j] += np.int64(both)
                 agreement[level, i, j] += np.int64(both) - 2 * np.int64(opposed)
 
@@ -76,13 +93,15 @@ def _compare_masks(
             for level in range(len(shares)):
                 mask_bytes[level, k, byte] = more_bits(own, splat(shares[level]) * others)
     counts = np.empty(BLOCK, np.uint8)
+    codes = np.empty(BLOCK, np.uint32)
     for level in range(len(shares)):
         counts[:] = 0
         for k in range(n_experts):
             for word in range(_WORDS):
                 add_bits(counts, 64 * word, masks[level, k, word])
-        for j in range(n_elements):
-            claims[level, counts[j]] += 1
+        for j in range(BLOCK):
+            codes[j] = counts[j]
+        _tally(codes, n_elements, claims[level])
         for i in range(n_experts):
             for j in range(i + 1):
                 both = np.uint64(0)
@@ -98,29 +117,31 @@ def _same_bfloat16(base: np.ndarray, lowest: np.ndarray, highest: np.ndarray) ->
     By way of float32, ties to even. Between two bfloat16 numbers lies a float32 halfway, which
     belongs to the even one; what becomes that float32 lies within half a step of float32.
     """
-    single, edges = np.empty(1, np.float32), np.empty(4, np.float32)
-    pattern, edge = single.view(np.int32), edges.view(np.int32)
-    bounds = np.empty(2)
+    n = len(base)
+    singles, edges = np.empty(n, np.float32), np.empty((4, n), np.float32)
+    patterns, edge = singles.view(np.int32), edges.view(np.int32)
+    bounds = np.empty((2, n))
     bound = bounds.view(np.int64)
-    for j in range(len(base)):
-        single[0] = np.float32(abs(base[j]))
-        rounded = (pattern[0] + 0x7FFF + ((pattern[0] >> 16) & 1)) & -65536
+    for j in range(n):
+        singles[j] = np.float32(abs(base[j]))
+    for j in range(n):
+        rounded = (patterns[j] + 0x7FFF + ((patterns[j] >> 16) & 1)) & -65536
         odd = (rounded >> 16) & 1
-        edge[0], edge[1] = rounded - 0x8001 + odd, rounded - 0x8000 + odd
-        edge[2], edge[3] = rounded + 0x8000 - odd, rounded + 0x8001 - odd
-        bounds[0] = (np.float64(edges[0]) + np.float64(edges[1])) / 2
-        bounds[1] = (np.float64(edges[2]) + np.float64(edges[3])) / 2
+        edge[0, j], edge[1, j] = rounded - 0x8001 + odd, rounded - 0x8000 + odd
+        edge[2, j], edge[3, j] = rounded + 0x8000 - odd, rounded + 0x8001 - odd
+        patterns[j] = rounded
+    for j in range(n):
+        bounds[0, j] = (np.float64(edges[0, j]) + np.float64(edges[1, j])) / 2
+        bounds[1, j] = (np.float64(edges[2, j]) + np.float64(edges[3, j])) / 2
+    for j in range(n):
         # An odd number does not own its halfway points.
-        bound[0] += odd
-        bound[1] -= odd
-        if rounded == 0x7F800000:
-            bounds[1] = np.inf
-        if rounded == 0:
-            bounds[0] = -bounds[1]
-        if base[j] < 0:
-            lowest[j], highest[j] = -bounds[1], -bounds[0]
-        else:
-            lowest[j], highest[j] = bounds[0], bounds[1]
+        odd = (patterns[j] >> 16) & 1
+        bound[0, j] += odd
+        bound[1, j] -= odd
+    for j in range(n):
+        high = np.inf if patterns[j] == 0x7F800000 else bounds[1, j]
+        low = -high if patterns[j] == 0 else bounds[0, j]
+        lowest[j], highest[j] = (-high, -low) if base[j] < 0 else (low, high)
 
 
 @numba.njit(**_JIT)
@@ -194,6 +215,8 @@ def count(
     # A number that is kept is not zero.
     floors = np.maximum(floors, 5e-324)
     lost_at = np.zeros(len(scales), np.int64)
+    vote_tables = np.zeros((len(floors), 4, (n_experts + 1) ** 2), np.int64)
+    claim_tables = np.zeros((len(shares), 4, n_experts + 1), np.int64)
     for start in range(0, n, BLOCK):
         length = min(BLOCK, n - start)
         if length < BLOCK:
@@ -205,14 +228,16 @@ def count(
         for k in range(n_experts):
             for j in range(0, BLOCK, LANES):
                 store_lanes(total, j, load_lanes(total, j) + load_lanes(own, k * BLOCK + j))
-        _compare_signs(own[:n_experts], floors, length, agreement, overlap, votes)
-        _compare_masks(own[:n_experts], total, shares, length, claims, shared_claims)
+        _compare_signs(own[:n_experts], floors, length, agreement, overlap, vote_tables)
+        _compare_masks(own[:n_experts], total, shares, length, claim_tables, shared_claims)
         _same_bfloat16(own_base, lowest, highest)
         for k in range(n_experts + 1):
             lost_at[:] = 0
             moved[k] += _compare_rounded(own_base, own, k, scales, lowest, highest, lost_at)
             for level in range(len(scales)):
                 lost[level, k] += lost_at[level]
+    votes += vote_tables.sum(1).reshape(votes.shape)
+    claims += claim_tables.sum(1)
 
 
 @numba.njit(**_JIT)
