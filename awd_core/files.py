@@ -167,9 +167,11 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        # Nothing may write into the folder after its end.
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # Nothing may write into the folder after its end, and no refusal of the disk may be lost.
         self._thread.shutdown()
+        if kind is None:
+            self._wait()
 
     def entries(self) -> list[Any]:
         """Every step that was written whole."""
