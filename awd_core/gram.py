@@ -1,6 +1,6 @@
 """Inner products of task vectors: everything a linear merge and AWD need to know of the weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -126,15 +126,12 @@ def unpack(packed: np.ndarray) -> np.ndarray:
     return grams
 
 
-def with_base(pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
-    """Gram of theta_0 (index 0) and the task vectors of one tensor, (K + 1, K + 1) float64.
+def with_base(base: torch.Tensor, task_vectors: torch.Tensor) -> np.ndarray:
+    """Gram of theta_0 (index 0) and the task vectors in every row, (rows, K + 1, K + 1) float64.
 
     Args:
-        pieces: theta_0 (rows, columns) and task vectors (K, rows, columns) of all rows in order.
+        base: (rows, columns).
+        task_vectors: (K, rows, columns).
     """
-    grams = [
-        _grams(torch.cat([base[:, None], task_vectors.transpose(0, 1)], dim=1)).cpu().numpy()
-        for base, task_vectors in pieces
-    ]
-    total = np.concatenate(grams).sum(0)
-    return np.tril(total) + np.tril(total, -1).T
+    together = torch.cat([base[:, None], task_vectors.transpose(0, 1)], dim=1)
+    return _grams(together).cpu().numpy()

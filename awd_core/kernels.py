@@ -421,7 +421,7 @@ def _total(lanes: np.ndarray, tile: int) -> float:
 
 
 @numba.njit(**_JIT)
-def _add_products(
+def add_products(
     vectors: np.ndarray, start: int, stop: int, n_experts: int, lanes: np.ndarray, gram: np.ndarray
 ) -> None:
     """Add `<v_i, v_j>` over columns `start:stop`, i >= j, to a packed triangle.
@@ -502,8 +502,8 @@ def row_grams(
             length = columns if at_once > 1 else size
             for r in range(rows):
                 left, right = r * length, min(size, (r + 1) * length)
-                _add_products(vectors, left, right, n_experts, lanes, grams[row + r])
-                _add_products(base, left, right, 1, lanes, base_squares[row + r : row + r + 1])
+                add_products(vectors, left, right, n_experts, lanes, grams[row + r])
+                add_products(base, left, right, 1, lanes, base_squares[row + r : row + r + 1])
 
 
 @numba.njit(**_JIT)

@@ -13,8 +13,25 @@ import numba
 import numpy as np
 
 from awd_core.element_kernels import count_upper_bits
-from awd_core.kernels import SEGMENT, load_lanes, spread_rows, store_lanes, widen_block
-from awd_core.lanes import LANES, keep_between, more_bits, ones, pick_less, size, splat, store
+from awd_core.kernels import (
+    SEGMENT,
+    add_products,
+    load_lanes,
+    spread_rows,
+    store_lanes,
+    widen_block,
+)
+from awd_core.lanes import (
+    LANES,
+    keep_between,
+    more_bits,
+    multiply_add,
+    ones,
+    pick_less,
+    size,
+    splat,
+    store,
+)
 from awd_core.random_lanes import zero_below
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -287,4 +304,65 @@ def kept_magnitudes(
                 before[k, row] += lanes[0].sum()
                 after[k, row] += lanes[1].sum()
                 strange = strange + (whole - whole)
+    return _is_zero(strange)
+
+
+@numba.njit(**_JIT)
+def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
+    """Inner products of theta_0 (index 0) and the task vectors, row by row.
+
+    Args:
+        stored: The chunk, of whole rows.
+        n: Its elements.
+        grams: Result, (rows, (K + 1)(K + 2)/2): the lower triangle, row by row.
+    """
+    n_vectors, columns = len(stored[1]), stored[7]
+    # Rows of zeros up to whole tiles of vectors; room for whole groups of lanes.
+    vectors = np.zeros((n_vectors + 4, SEGMENT + LANES))
+    room, lanes = np.empty((2, SEGMENT)), np.empty((8, LANES))
+    grams[:] = 0.0
+    # Many short rows at once, or one segment of a long one.
+    at_once = max(1, SEGMENT // columns)
+    for row in range(0, len(grams), at_once):
+        rows = min(at_once, len(grams) - row)
+        end = (row + rows) * columns
+        for first in range(row * columns, end, SEGMENT):
+            length = min(SEGMENT, end - first)
+            _vectors_block(stored, first, length, vectors[0], vectors[1:n_vectors], room)
+            step = columns if at_once > 1 else length
+            for r in range(rows):
+                left, right = r * step, (r + 1) * step
+                add_products(vectors, left, right, n_vectors, lanes, grams[row + r])
+
+
+@numba.njit(**_JIT)
+def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) -> bool:
+    """`sum_k l_k v_k + l_0 theta_0`, every term added with one rounding.
+
+    Args:
+        stored: The chunk.
+        n: Its elements.
+        multipliers: l_0 of the base and l_k, (K + 1,).
+        out: Result, (n,), with room for whole groups of lanes.
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts = len(multipliers) - 1
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    strange = splat(0.0)
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        _vectors_block(stored, start, length, base, vectors, room)
+        strange = _strange(base, length, strange)
+        for j in range(0, length, LANES):
+            total = splat(0.0)
+            for k in range(n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j)
+                strange = strange + (own - own)
+                total = multiply_add(splat(multipliers[k + 1]), own, total)
+            if multipliers[0] != 0.0:
+                total = multiply_add(splat(multipliers[0]), load_lanes(base, j), total)
+            store_lanes(out, start + j, total)
     return _is_zero(strange)

@@ -44,8 +44,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from awd_core import merge_kernels
 from awd_core.errors import RecipeError, nearest
 from awd_core.knobs import Preset, Value, checked, knob
+from awd_core.lanes import whole_groups
 from awd_core.parallel import WORKERS
 from awd_core.stream import CHUNK_ELEMENTS
 from awd_core.vectors import Piece, TensorVectors, Vectors
@@ -179,7 +181,7 @@ class LinearMethod(MergeMethod):
 
     def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """`sum_k l_k tau_k`, summed in expert order."""
-        return weighted_sum(self.multipliers(coefficients), piece.task_vectors)
+        return linear_sum(piece, np.concatenate([[0.0], self.multipliers(coefficients)]))
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,7 @@ class GramMethod(MergeMethod):
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """`l_0 theta_0 + sum_k l_k tau_k`."""
-        of_base, *of_experts = self.multipliers(prepared, coefficients)
-        merged = weighted_sum(of_experts, piece.task_vectors)
-        return merged.add_(piece.base, alpha=float(of_base)) if of_base else merged
+        return linear_sum(piece, self.multipliers(prepared, coefficients))
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,23 @@ def whole_weights(gram: np.ndarray) -> np.ndarray:
     """Inner products of the experts' whole weights, (K, K), from a Gram with theta_0 at index 0."""
     with_base = gram[0, 1:]
     return gram[0, 0] + with_base[:, None] + with_base[None, :] + gram[1:, 1:]
+
+
+def linear_sum(piece: Piece, multipliers: np.ndarray) -> torch.Tensor:
+    """`sum_k l_k v_k + l_0 theta_0` in expert order; l_0 first, (K + 1,).
+
+    Raises:
+        AwdError: A weight is not finite.
+    """
+    stored = piece.stored
+    if stored is None:
+        merged = weighted_sum(multipliers[1:], piece.task_vectors)
+        of_base = float(multipliers[0])
+        return merged.add_(piece.base, alpha=of_base) if of_base else merged
+    out, exact = np.empty(whole_groups(stored.n)), np.ascontiguousarray(multipliers, np.float64)
+    if not merge_kernels.linear_sum(stored.for_kernels, stored.n, exact, out):
+        stored.require_finite()
+    return torch.from_numpy(out[: stored.n]).view(-1, stored.columns)
 
 
 def weighted_sum(

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from awd_core import layout
-from awd_core.gram import with_base
+from awd_core import layout, merge_kernels
+from awd_core.gram import pack, unpack, with_base
 from awd_core.linear_algebra import LowRank
 from awd_core.parallel import in_order
 from awd_core.stream import Packed
@@ -155,7 +155,20 @@ class TensorVectors:
 
         Cost: one sweep.
         """
-        return with_base(self.each(lambda piece: (piece.base, piece.task_vectors)))
+        return unpack(np.concatenate(list(self.each(_row_grams))).sum(0, keepdims=True))[0]
+
+
+def _row_grams(piece: Piece) -> np.ndarray:
+    """Gram of theta_0 and the task vectors in every row, (rows, (K + 1)(K + 2)/2)."""
+    stored = piece.stored
+    if stored is None:
+        return pack(with_base(piece.base, piece.task_vectors))
+    n_vectors = len(stored.packed.codes)
+    grams = np.empty((stored.n // stored.columns, n_vectors * (n_vectors + 1) // 2))
+    merge_kernels.row_grams(stored.for_kernels, stored.n, grams)
+    if not np.isfinite(grams).all():
+        stored.require_finite()
+    return grams
 
 
 @dataclass(frozen=True)

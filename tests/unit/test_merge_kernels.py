@@ -25,6 +25,10 @@ METHODS: list[dict[str, Any]] = [
     {"method": "dare", "knobs": {"drop": 0.9}, "coefficients": [0.3, -0.7, 1.1]},
     {"method": "breadcrumbs_tensor"},
     {"method": "pcb"},
+    {"method": "task_arithmetic", "lines": {"slope": 2.0}},
+    {"method": "model_stock"},
+    {"method": "multi_slerp", "coefficients": [0.3, 0.7, 1.1]},
+    {"method": "delta_weighted"},
 ]
 AWD: list[dict[str, Any]] = [
     {},
@@ -39,14 +43,16 @@ def as_tensors(one: Family, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> S
         return one.state(**fields)
 
 
-@pytest.mark.parametrize("awd", AWD, ids=str)
+@pytest.mark.parametrize("front", AWD, ids=str)
 @pytest.mark.parametrize("fields", METHODS, ids=str)
 def test_compiled_code_gives_the_bits_of_tensors(
-    tmp_path: Path, fields: dict[str, Any], awd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fields: dict[str, Any], front: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if front and not awd.find_method(fields["method"]).takes_task_vectors:
+        pytest.skip("a method on whole weights")
     one = family(tmp_path, 3)
-    found = one.state(**fields, **awd)
-    assert same_bits(found, as_tensors(one, monkeypatch, **fields, **awd))
+    found = one.state(**fields, **front)
+    assert same_bits(found, as_tensors(one, monkeypatch, **fields, **front))
     base = one.state(coefficient=0.0)
     if fields.get("knobs") != {"density": 0.0}:
         assert not same_bits(found, base)
@@ -60,6 +66,16 @@ def test_every_stored_type_gives_the_bits_of_tensors(
     base = {"a.weight": torch.randn(40, 700).to(dtype), "b": torch.randn(1234).to(dtype)}
     one = Family(tmp_path, base, expert_states(base, 3))
     assert same_bits(one.state(method=method), as_tensors(one, monkeypatch, method=method))
+
+
+def test_inner_products_are_those_of_float64(tmp_path: Path) -> None:
+    base = {"a.weight": torch.randn(9, 1300), "b.weight": torch.randn(70, 3), "c": torch.randn(11)}
+    one = Family(tmp_path, base, expert_states(base, 3))
+    plan = awd.plan_merge(one.recipe(), device="cpu")
+    for vectors in planned_vectors.model_vectors(plan).tensors():
+        flat = [vectors.matrix(k).flatten().numpy() for k in range(3)]
+        together = np.stack([base[vectors.name].flatten().double().numpy(), *flat])
+        np.testing.assert_allclose(vectors.gram, together @ together.T, rtol=1e-13, atol=1e-14)
 
 
 def test_norms_of_what_dare_keeps_are_those_of_tensors(
