@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import controls, state
-from dashboard.latency import settle_server
+from dashboard.latency import begin_run, settle_server
 
 st.set_page_config(
     page_title="AWD Studio",
@@ -33,6 +33,7 @@ page = st.navigation(PAGES, position="top")
 
 def show_page() -> None:
     """Open the study, read the sidebar, draw the page."""
+    begin_run()
     waiting, ready = st.empty(), state.is_ready()
     if not ready:
         waiting.info(FIRST_TIME, icon=":material/hourglass_top:")

@@ -1,6 +1,6 @@
 """The part of the sidebar that decides the redundant vector: preset, granularity, constraint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from awd_core.disentangle import PRESETS, Granularity, Preset
 from awd_core.disentangle.groups import granularities
 from awd_core.disentangle.settings import PAPER_ALPHA, PAPER_STEPS, RELATIVE_ALPHA, RELATIVE_LR
 from dashboard import state
+from dashboard.latency import follow
 
 CRITICAL = 1.0
 # Fractions of alpha_crit: three to a decade, closer together where AWD stops acting.
@@ -249,6 +250,8 @@ def _constraint(
             RADII,
             value=at_start["radius"],
             key="radius",
+            on_change=_follow,
+            args=("radius", "radius"),
             help=RADIUS_HELP,
             disabled=disabled,
             bind="query-params",
@@ -266,6 +269,8 @@ def _constraint(
             value=at_start["alpha_paper"],
             format_func=lambda value: f"{value:.3g}" + (" = α_crit" if value == middle else ""),
             key="alpha_paper",
+            on_change=_follow,
+            args=("alpha_paper", "alpha"),
             help=ALPHA_HELP,
             disabled=disabled or free,
             bind="query-params",
@@ -278,12 +283,23 @@ def _constraint(
         value=at_start["alpha"],
         format_func=lambda value: "α_crit" if value == CRITICAL else f"{value:g} α_crit",
         key="alpha",
+        on_change=_follow,
+        args=("alpha", "alpha_relative"),
         help=ALPHA_HELP,
         disabled=disabled or free,
         bind="query-params",
     )
     _say_critical(study, shape, penalty, critical, float(fraction))
     return {} if free else {"alpha_relative": float(fraction)}
+
+
+def _follow(key: str, field: str) -> None:
+    """The figures follow a slider before anything else does."""
+    _, setting = state.current()
+    if setting.disentangle is not None:
+        fields = setting.disentangle.model_dump(exclude_unset=True)
+        fields[field] = float(st.session_state[key])
+        follow(replace(setting, disentangle=Settings.model_validate(fields)))
 
 
 def _critical_alphas(study: Study, granularity: Granularity) -> np.ndarray:

@@ -43,21 +43,12 @@ def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:
     st.plotly_chart(figure, key=key, alt=alt, theme=None, config=config, **options)
 
 
-def matrices(found: dict[str, pd.DataFrame], measure: Measure, ends: Range, title: str) -> None:
-    """Draw K x K matrices of one measure side by side, on one colour scale."""
-    st.html(figures.pair_matrices(found, colouring(measure, ends, theme()), title, theme()))
+def matrices(found: dict[str, pd.DataFrame], measure: Measure, ends: Range, title: str) -> str:
+    """HTML of K x K matrices of one measure side by side, on one colour scale."""
+    return figures.pair_matrices(found, colouring(measure, ends, theme()), title, theme())
 
 
-def cosine_matrices(view: View, title: str, block: str | None = None, limit: float = 0.0) -> None:
-    """Draw the K x K cosines before and after AWD, of one block or of the whole model.
-
-    Args:
-        view: What is looked at.
-        title: What is seen.
-        block: One block; None is the whole model.
-        limit: The colour range is at least +-limit.
-    """
-    scope, name = ("model", MODEL) if block is None else ("block", block)
-    matrices = {f"{when} AWD": matrix(view, scope, name, when) for when in ("before", "after")}
-    widest = figures.symmetric_limit(*matrices.values(), percentile=100)
-    st.html(figures.cosine_matrices(matrices, max(limit, widest), title, theme()))
+def cosine_matrices(view: View, title: str) -> str:
+    """HTML of the K x K cosines of the whole model before and after AWD."""
+    found = {f"{when} AWD": matrix(view, "model", MODEL, when) for when in ("before", "after")}
+    return figures.cosine_matrices(found, title=title, theme=theme())

@@ -1,18 +1,23 @@
 """Interference: where which experts pull against each other, before and after AWD."""
 
+import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import figures, tables
 from analysis.clustering import expert_map, expert_tree
+from analysis.measure import Measure
 from analysis.measures import measure
 from analysis.narrative import findings
-from analysis.overview import matrix_of, overview, overview_heatmap, shared_range
+from analysis.overview import Range, matrix_of, overview, overview_heatmap, shared_range
+from analysis.theme import Theme
 from analysis.view import View
 from awd_core import Study
 from dashboard import close_ups, state
 from dashboard.charts import chart, cosine_metric, matrices, theme
-from dashboard.latency import paint_first
+from dashboard.latency import draw_first
 from dashboard.look import Look, Part, chosen_experts, chosen_look, chosen_part
+from dashboard.state import Setting
 
 FINDINGS = 4  # as many as stand beside the overview
 COSINE_HELP = (
@@ -35,7 +40,7 @@ def show() -> None:
         return
     headline, pictures = st.container(), st.container()
     with pictures:
-        _pictures(study, view)
+        _pictures(study, setting, view)
     with headline:
         _headline(view)
 
@@ -66,7 +71,7 @@ def _headline(view: View) -> None:
 
 
 @st.fragment
-def _pictures(study: Study, view: View) -> None:
+def _pictures(study: Study, setting: Setting, view: View) -> None:
     left, right = st.columns([5, 4], gap="large")
     with left:
         look = chosen_look(study)
@@ -76,8 +81,10 @@ def _pictures(study: Study, view: View) -> None:
         with scrubber:
             part = chosen_part(study, view, first)
         experts = chosen_experts(study, second)
-        _matrices(view, look, part, experts)
-    paint_first()
+        draw_first(
+            lambda chosen: st.html(_matrices(state.view(study, chosen), look, part, experts)),
+            setting,
+        )
     with left:
         _overview(view, look, experts)
         _findings(view)
@@ -85,6 +92,20 @@ def _pictures(study: Study, view: View) -> None:
     close_ups.draw(study, view, part, look.measure.key)
     if study.n_experts > 2:
         _alike(study)
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _overview_figure(
+    frame: pd.DataFrame, key: str, ends: Range, title: str, look: Theme, _measure: Measure
+) -> go.Figure:
+    """Drawn once for everybody; before AWD no slider changes it."""
+    return overview_heatmap(frame, _measure, ends, title, look)
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _alike_figures(digest: str, look: Theme, _study: Study) -> tuple[go.Figure, go.Figure]:
+    found = state.alike(_study)
+    return expert_map(found, theme=look), expert_tree(found, theme=look)
 
 
 def _findings(view: View) -> None:
@@ -102,24 +123,25 @@ def _findings(view: View) -> None:
 def _alike(study: Study) -> None:
     """Experts in order of likeness, as a map and as a tree."""
     found = state.alike(study)
+    drawn_map, drawn_tree = _alike_figures(study.digest, theme(), study)
     st.subheader("Which experts are alike")
     left, right = st.columns(2)
     with left:
         chart(
-            expert_map(found, theme=theme()),
+            drawn_map,
             "expert_map",
             "Map of the experts: near ones share directions. In order of likeness: "
             + ", ".join(found.ordered),
         )
     with right:
         chart(
-            expert_tree(found, theme=theme()),
+            drawn_tree,
             "expert_tree",
             "Tree of the experts: where two branches meet is their mean distance.",
         )
 
 
-def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> None:
+def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> str:
     """K x K numbers of the chosen part, before and after AWD, on the overview's colour scale."""
     shown = look.pair_measure
     found = {
@@ -128,7 +150,7 @@ def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> None:
     }
     everywhere = [overview(view, one, "pairs") for _, one in shown.headings]
     ends = shared_range(shown.before, *everywhere, *map(figures.without_diagonal, found.values()))
-    matrices(found, shown.before, ends, f"{shown.title}: every two experts in {part.words}")
+    return matrices(found, shown.before, ends, f"{shown.title}: every two experts in {part.words}")
 
 
 def _overview(view: View, look: Look, experts: list[str]) -> None:
@@ -145,10 +167,9 @@ def _overview(view: View, look: Look, experts: list[str]) -> None:
     else:
         frame = frame.dropna(how="all")
     when = ", after AWD" if look.after else ", before AWD" if measure.after else ""
+    title = f"{measure.title}, {look.rows} by block{when}"
     chart(
-        overview_heatmap(
-            frame, look.shown, ends, f"{measure.title}, {look.rows} by block{when}", theme()
-        ),
+        _overview_figure(frame, look.shown.key, ends, title, theme(), look.shown),
         "overview",
         f"Heatmap of {measure.title}: {look.rows} of the model by its blocks."
         " The same numbers are in the table below.",

@@ -8,7 +8,7 @@ from awd_core import Study
 from dashboard import comparison, journal, state
 from dashboard.accuracy_panel import accuracy_panel
 from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
-from dashboard.latency import paint_first
+from dashboard.latency import draw_first
 from dashboard.state import Setting
 
 
@@ -20,8 +20,7 @@ def show() -> None:
     numbers = st.container()
     left, right = st.columns(2, gap="large")
     with left:
-        _cosines(study, view)
-    paint_first()
+        _cosines(study, setting)
     with numbers:
         _numbers(study, setting, view)
     with right:
@@ -92,11 +91,12 @@ def _match_norm(study: Study, setting: Setting) -> None:
         st.caption(f"It takes λ = {match.exact:.3g}; the slider ends at {state.COEFFICIENTS[1]:g}.")
 
 
-def _cosines(study: Study, view: View) -> None:
+def _cosines(study: Study, setting: Setting) -> None:
     if study.n_experts < 2:
         st.info("One expert: there is no pair to compare.")
         return
-    cosine_matrices(view, "Cosine of every two experts over the whole model")
+    title = "Cosine of every two experts over the whole model"
+    draw_first(lambda chosen: st.html(cosine_matrices(state.view(study, chosen), title)), setting)
     st.caption("Page Interference shows it block by block.")
 
 

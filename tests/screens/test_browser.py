@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -15,6 +16,7 @@ from tests.screens.conftest import AppServer
 
 pytestmark = pytest.mark.browser
 SOON = 120_000
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
 def visit(page: Page, server: AppServer, path: str = "") -> None:
@@ -40,6 +42,37 @@ def test_zoo_to_tuned_to_exported_to_verified(app_server: AppServer, page: Page)
     written = list((app_server.home / "merged").iterdir())
     assert len(written) == 1
     assert (written[0] / "provenance.json").exists()
+
+
+# Keeps what the matrices showed, one after the other.
+NOTE_MATRICES = """() => {
+  window.shown = [];
+  const note = () => {
+    const now = document.querySelector('.awd-matrices')?.innerHTML;
+    if (now && now !== window.shown.at(-1)) window.shown.push(now);
+  };
+  note();
+  new MutationObserver(note).observe(document.body, {subtree: true, childList: true});
+}"""
+
+
+# The far end of each slider turns AWD off.
+@pytest.mark.parametrize(
+    ("units", "key"), [("× α_crit", "End"), ("paper's units", "End"), ("bound r", "Home")]
+)
+@pytest.mark.parametrize("path", ["", "tune"])
+def test_the_matrices_that_a_slider_draws_first_are_those_that_stay(
+    app_server: AppServer, page: Page, path: str, units: str, key: str
+) -> None:
+    visit(page, app_server, f"{path}?granularity=block&{urlencode({'alpha_units': units})}")
+    expect(page.locator(".awd-matrices").first).to_be_visible(timeout=SOON)
+    page.locator(IDLE).wait_for(timeout=SOON)
+    page.evaluate(NOTE_MATRICES)
+    page.get_by_role("slider", name=re.compile("^Norm ")).focus()
+    page.keyboard.press(key)
+    expect(page.get_by_text("2 settings so far")).to_be_attached(timeout=SOON)
+    page.locator(IDLE).wait_for(timeout=SOON)
+    assert page.evaluate("window.shown.length") == 2
 
 
 def test_accuracy_comes_by_itself_after_a_slider_was_moved(
