@@ -86,7 +86,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     data, offsets, codes, _ = bytes_of
     return {
         "read from the page cache": lambda: read(span, scratch=True),
-        "SHA-256": lambda: hashlib.sha256(data).digest(),
+        "SHA-256": lambda: hashlib.sha256(data.data).digest(),
         "widen to float64": stored.packed.widened,
         "weighted sum": lambda: kernels.weighted_sum(*bytes_of, *where),
         "row Grams": lambda: kernels.row_grams(*bytes_of, n, stored.columns, grams, squares),
