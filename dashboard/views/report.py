@@ -58,12 +58,7 @@ def show() -> None:
         at = keys.index(key)
         _turn("Previous", "ArrowLeft", keys[at - 1], disabled=at == 0)
         _turn("Next", "ArrowRight", keys[(at + 1) % len(keys)], disabled=at == len(keys) - 1)
-        alone = st.toggle(
-            "Slide alone",
-            key="alone",
-            help="Without sidebar and menu; the arrow keys turn.",
-            bind="query-params",
-        )
+        alone = _alone()
         st.caption(f"{at + 1} of {len(keys)}")
     with place:
         _slide(shown[key], view)
@@ -72,6 +67,29 @@ def show() -> None:
         return
     st.divider()
     _files(shown[key], view, setting)
+
+
+def _alone() -> bool:
+    """Whether nothing but the slide is shown, and the button that changes it.
+
+    Not a toggle: arrow keys do not turn slides while the focus is in an input.
+    """
+    alone = st.query_params.get("alone") == "true"
+    st.button(
+        "Whole page" if alone else "Slide alone",
+        key="show_alone",
+        help="Without sidebar and menu; the arrow keys turn.",
+        on_click=_show_alone,
+        args=(not alone,),
+    )
+    return alone
+
+
+def _show_alone(alone: bool) -> None:
+    if alone:
+        st.query_params["alone"] = "true"
+    else:
+        del st.query_params["alone"]
 
 
 def _turn(label: str, shortcut: str, key: str, *, disabled: bool) -> None:

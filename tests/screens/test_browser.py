@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 import awd_core as awd
+from analysis.exhibits import EXHIBITS
 from awd_core import archive
 from dashboard import studies
 from tests.helpers import family
@@ -147,6 +148,37 @@ def test_the_address_of_a_view_opens_it_again(
     expect(again.get_by_role("table", name="after AWD")).to_have_text(after, use_inner_text=True)
     expect(again.get_by_role("radio", name="tensor", exact=True)).to_be_checked()
     context.close()
+
+
+def test_arrow_keys_turn_the_slides(app_server: AppServer, page: Page) -> None:
+    titles = [one.title for one in EXHIBITS]
+    visit(page, app_server, "report")
+    slide = page.get_by_role("heading", level=1)
+    expect(slide).to_have_text(titles[0], timeout=SOON)
+    page.get_by_role("button", name="Slide alone").click(timeout=SOON)
+    expect(page.get_by_test_id("stSidebar")).to_be_hidden(timeout=SOON)
+    previous = page.get_by_role("button", name="Previous")
+    expect(previous).to_be_disabled()
+    for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        expect(slide).to_have_text(titles[number], timeout=SOON)
+        # The slide is drawn after the buttons that listen to keys; before the first there is none.
+        expect(previous).to_be_enabled(enabled=number > 0, timeout=SOON)
+    page.locator(IDLE).wait_for(timeout=SOON)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_timeout(1500)
+    expect(slide).to_have_text(titles[0])
+
+
+def test_a_link_opens_a_slide_alone(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server, "report?alone=true")
+    # A button listens to keys from when it is there: its code is fetched after the page's.
+    page.get_by_role("button", name="Next").wait_for(timeout=SOON)
+    expect(page.get_by_test_id("stSidebar")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text(EXHIBITS[1].title, timeout=SOON)
+    page.get_by_role("button", name="Whole page").click()
+    expect(page.get_by_test_id("stSidebar")).to_be_visible(timeout=SOON)
 
 
 def test_a_cancelled_export_leaves_nothing(

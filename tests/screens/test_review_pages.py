@@ -431,7 +431,7 @@ def test_slides_turn_and_stop_at_both_ends() -> None:
     assert test.title[0].value == EXHIBITS[1].title
     test.selectbox(key="slide").set_value(EXHIBITS[-1].key).run()
     assert test.button(key="turn_Next").disabled
-    test.toggle(key="alone").set_value(True).run()
+    press(test, "Slide alone")
     assert "To keep" not in [subheader.value for subheader in test.subheader]
 
 
