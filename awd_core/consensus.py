@@ -73,6 +73,26 @@ class Election:
         return total * self.scale
 
 
+def trimmed_and_merged(
+    piece: Piece, floors: np.ndarray, coefficients: np.ndarray, merge: str, tie: float
+) -> torch.Tensor:
+    """Trim, elect signs, and merge what agrees, as TIES does.
+
+    Args:
+        piece: The vectors.
+        floors: Smallest |v_k| kept, (K,) float32.
+        coefficients: lambda_k, (K,).
+        merge: One of MERGES.
+        tie: The sign elected where the sum is exactly 0.
+    """
+    if merge == "max":
+        trimmed = trim(piece.task_vectors, floors)
+        return disjoint(trimmed, elect(trimmed, tie), coefficients, merge)
+    ones = np.ones_like(coefficients)
+    divisors = ones if merge == "mean" else None
+    return Election(floors, ones, coefficients, divisors, tie=tie).of(piece)
+
+
 def trim(task_vectors: torch.Tensor, floors: np.ndarray) -> torch.Tensor:
     """Every vector where its magnitude is at least its floor, else 0; compared in float32.
 

@@ -1,18 +1,17 @@
 """Random dropping, and sums over a tensor that do not depend on how it was cut."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from awd_core import merge_kernels
-from awd_core.consensus import columns
 from awd_core.gram import SEGMENT
-from awd_core.lanes import whole_groups
-from awd_core.method import sum_over_experts
 from awd_core.random_masks import BITS, stream_key, uniforms
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, StoredVectors, TensorVectors
 
 
 def random_numbers(piece: Piece) -> torch.Tensor:
@@ -26,22 +25,31 @@ def random_numbers(piece: Piece) -> torch.Tensor:
     )
 
 
-def dropped(piece: Piece, drop: float) -> torch.Tensor:
-    """The task vectors with every entry dropped with probability `drop`, not rescaled."""
-    return piece.task_vectors * (random_numbers(piece) >= drop)
+class Dropped(Piece):
+    """A piece with every entry dropped with probability `drop`, not rescaled."""
 
+    def __init__(self, piece: Piece, drop: float) -> None:
+        self._piece, self._drop = piece, drop
+        self.name, self.start, self.seed = piece.name, piece.start, piece.seed
 
-def sum_of_kept(piece: Piece, drop: float, multipliers: np.ndarray) -> torch.Tensor:
-    """`sum_k l_k m_k v_k`, m_k the entries that are not dropped, (rows, columns)."""
-    stored = piece.stored
-    if stored is None:
-        return sum_over_experts(dropped(piece, drop) * columns(multipliers, piece.base))
-    merged = np.empty(whole_groups(stored.n))
-    of_expert = keys(piece, len(multipliers))
-    where = stored.for_kernels, stored.n, of_expert, limit(drop)
-    if not merge_kernels.kept_sum(*where, multipliers, merged):
-        stored.require_finite()
-    return torch.from_numpy(merged[: stored.n]).view(-1, stored.columns)
+    @cached_property
+    def base(self) -> torch.Tensor:
+        """theta_0."""
+        return self._piece.base
+
+    @cached_property
+    def task_vectors(self) -> torch.Tensor:
+        """`m_k v_k`, m_k the entries that are not dropped."""
+        return self._piece.task_vectors * (random_numbers(self._piece) >= self._drop)
+
+    @property
+    def stored(self) -> StoredVectors | None:
+        """The same for compiled code."""
+        stored = self._piece.stored
+        if stored is None:
+            return None
+        n_experts = len(stored.packed.codes) - 1
+        return replace(stored, streams=keys(self, n_experts), limit=int(limit(self._drop)))
 
 
 def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
@@ -54,7 +62,8 @@ def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
     def sums(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         stored = piece.stored
         if stored is None:
-            return row_sums(piece.task_vectors.abs()), row_sums(dropped(piece, drop).abs())
+            left = Dropped(piece, drop).task_vectors
+            return row_sums(piece.task_vectors.abs()), row_sums(left.abs())
         n_rows = stored.n // stored.columns
         before, after = np.empty((2, tensor.n_experts, n_rows))
         where = stored.for_kernels, stored.n, keys(piece, tensor.n_experts), limit(drop)
@@ -62,7 +71,7 @@ def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
             stored.require_finite()
         return before, after
 
-    return _ratio(tensor.each(sums))
+    return l1_ratio(tensor.each(sums))
 
 
 def keys(piece: Piece, n_experts: int) -> np.ndarray:
@@ -76,16 +85,18 @@ def limit(drop: float) -> np.uint64:
     return np.uint64(math.ceil(drop * 2.0**BITS))
 
 
-def l1_ratio(tensor: TensorVectors, keep: Callable[[Piece], torch.Tensor]) -> np.ndarray:
-    """`||tau_k||_1 / ||keep(tau_k)||_1`, (K,); 0 where nothing is kept. One sweep."""
-    return _ratio(
-        tensor.each(lambda piece: (row_sums(piece.task_vectors.abs()), row_sums(keep(piece).abs())))
-    )
+def l1_ratio(sums: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """`||tau_k||_1 / ||what is kept of it||_1`, (K,).
 
+    0 where nothing is kept, or so little that the ratio is beyond float64.
 
-def _ratio(sums: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    Args:
+        sums: Of |v| of every row before and after, (K, rows) each, for every piece.
+    """
     before, after = (total(parts) for parts in zip(*sums, strict=True))
-    return np.divide(before, after, out=np.zeros_like(after), where=after > 0)
+    with np.errstate(over="ignore"):
+        ratio = np.divide(before, after, out=np.zeros_like(after), where=after > 0)
+    return np.where(np.isfinite(ratio), ratio, 0.0)
 
 
 def row_sums(values: torch.Tensor) -> np.ndarray:

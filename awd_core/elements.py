@@ -13,6 +13,7 @@ from awd_core import element_kernels, merge_kernels
 from awd_core.magnitude import N_BINS, bins_of_ranks, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
+from awd_core.vectors import StoredVectors
 
 # Shares of the largest entries at which signs are compared; 0.2 is what TIES keeps by default.
 # Without trimming, noise near zero pushes every pair of experts to the chance level of one half.
@@ -89,8 +90,9 @@ class Magnitudes(Statistic):
         if packed.data.device.type != "cpu":
             return 0, upper_histogram(chunk.task_vectors)
         counts = _scratch(self.n_experts)
-        unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0)), 0, 1
-        merge_kernels.upper_histogram((*packed.for_kernels, *unchanged), packed.n, counts)
+        unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0))
+        stored = StoredVectors(packed, *unchanged, 0, 1, chunk.require_finite)
+        merge_kernels.upper_histogram(stored.for_kernels, packed.n, counts)
         return element_kernels.take_counts(counts)
 
     def add(self, part: tuple[int, np.ndarray]) -> None:

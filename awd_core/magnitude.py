@@ -6,7 +6,6 @@ finds the number itself: two sweeps, exact, 256 kB of state per expert.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -84,19 +83,25 @@ def kth_largest_magnitudes(
     return _kth_largest(upper, lower, rank, n_experts)
 
 
-def kth_largest_of(model: TensorVectors | Vectors, rank: int) -> np.ndarray:
+def kth_largest_of(
+    model: TensorVectors | Vectors, rank: int, seen: Callable[[Piece], Piece] = lambda piece: piece
+) -> np.ndarray:
     """The `rank`-th largest |v_k| of every expert, (K,) float32, of a tensor or a whole model.
 
     As `kth_largest_magnitudes`, with pieces in all threads and from stored weights where possible.
+    `seen` is what becomes of a piece first.
 
     Raises:
         AwdError: A weight is not finite.
     """
 
     def lower(bins: np.ndarray, counts: np.ndarray) -> None:
-        _count(model, partial(_add_lower, bins), counts)
+        _count(model, lambda piece, own: _add_lower(bins, seen(piece), own), counts)
 
-    return _kth_largest(partial(_count, model, _add_upper), lower, rank, model.n_experts)
+    def upper(counts: np.ndarray) -> None:
+        _count(model, lambda piece, own: _add_upper(seen(piece), own), counts)
+
+    return _kth_largest(upper, lower, rank, model.n_experts)
 
 
 def _count(

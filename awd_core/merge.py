@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +29,9 @@ from awd_core.layout import blocks as block_names
 from awd_core.lines import block_scales
 from awd_core.method import sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
-from awd_core.parallel import Engine
+from awd_core.parallel import Engine, in_order
 from awd_core.plan import Plan
-from awd_core.planned_vectors import model_vectors, tensor_vectors
+from awd_core.planned_vectors import is_kept, model_vectors, tensor_vectors
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.stream import read_as_stored, read_base, resolve_device, row_blocks, spans
@@ -221,8 +222,19 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
         yield from weighted_tensors(plan, tensors)
         return
     survey = _survey(plan, tensors)
-    for tensor in tensors:
-        yield tensor, _final_blocks(plan, survey, tensor)
+    for kept, group in groupby(tensors, key=partial(_is_kept, plan)):
+        if kept:
+            # A thread for each: none waits for the last piece of a tensor before the next sweep.
+            own = list(group)
+            made = in_order(partial(_whole_tensor, plan, survey, kept=True), own)
+            yield from zip(own, map(iter, made), strict=True)
+        else:
+            for tensor in group:
+                yield tensor, _final_blocks(plan, survey, tensor)
+
+
+def _is_kept(plan: Plan, tensor: StoredTensor) -> bool:
+    return tensor.name in plan.merged_names and is_kept(plan, tensor)
 
 
 @dataclass(frozen=True)
@@ -247,10 +259,12 @@ def spread_tensors(plan: Plan, engine: Engine, tensors: Sequence[StoredTensor]) 
         yield tensor, iter(blocks)
 
 
-def _whole_tensor(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> list[torch.Tensor]:
+def _whole_tensor(
+    plan: Plan, survey: _Surveyed, tensor: StoredTensor, kept: bool = False
+) -> list[torch.Tensor]:
     if is_weighted_sum(plan):
         return [block for _, blocks in weighted_tensors(plan, [tensor]) for block in blocks]
-    return list(_final_blocks(plan, survey, tensor))
+    return list(_final_blocks(plan, survey, tensor, kept))
 
 
 def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
@@ -261,9 +275,11 @@ def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
     return _Surveyed(found, layer_scales(plan, found))
 
 
-def _final_blocks(plan: Plan, survey: _Surveyed, tensor: StoredTensor) -> Iterator[torch.Tensor]:
+def _final_blocks(
+    plan: Plan, survey: _Surveyed, tensor: StoredTensor, kept: bool = False
+) -> Iterator[torch.Tensor]:
     if tensor.name in plan.merged_names:
-        return _merged_blocks(plan, tensor, survey)
+        return _merged_blocks(plan, tensor, survey, kept)
     blocks = (read_as_stored(tensor, span) for span in spans(tensor))
     return (_final(plan, tensor, block) for block in blocks)
 
@@ -284,7 +300,9 @@ def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.
     return state
 
 
-def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: _Surveyed) -> Iterator[torch.Tensor]:
+def _merged_blocks(
+    plan: Plan, tensor: StoredTensor, survey: _Surveyed, kept: bool
+) -> Iterator[torch.Tensor]:
     if plan.sole_expert is not None:
         counterpart = plan.experts[plan.sole_expert].tensor(tensor)
         for start, stop in row_blocks(tensor):
@@ -300,7 +318,7 @@ def _merged_blocks(plan: Plan, tensor: StoredTensor, survey: _Surveyed) -> Itera
                 return added_to_base(plan, tensor, stored.packed, scaled)
             return _final(plan, tensor, torch.where(scaled == 0, piece.base, piece.base + scaled))
 
-        vectors = tensor_vectors(plan, tensor)
+        vectors = tensor_vectors(plan, tensor, kept)
         yield from _updates(plan, vectors, survey.found, plan.coefficients_of(tensor), merged)
 
 

@@ -28,6 +28,7 @@ from awd_core.lanes import (
     multiply_add,
     ones,
     pick_less,
+    root,
     size,
     splat,
     store,
@@ -38,14 +39,30 @@ _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @numba.njit(**_JIT)
-def _vectors_block(
+def vectors_block(
     stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
 ) -> None:
     """theta_0 and v_k of elements `start:start + n`, at most SEGMENT; room for two segments.
 
     Past the end of a chunk, whole groups of lanes are zero.
     """
-    data, offsets, codes, is_vector, scales, redundant, first, columns = stored
+    streams, limit = stored[8], stored[9]
+    _whole_block(stored, start, n, base, vectors, room)
+    one = splat(1.0)
+    for k in range(len(streams)):
+        vector = vectors[k]
+        for j in range(0, n, LANES):
+            # A product, so that what is not finite stays so where it is dropped.
+            kept = zero_below(one, streams[k], np.uint64(stored[6] + start + j), limit)
+            store_lanes(vector, j, load_lanes(vector, j) * kept)
+
+
+@numba.njit(**_JIT)
+def _whole_block(
+    stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
+) -> None:
+    """The same before anything is dropped."""
+    data, offsets, codes, is_vector, scales, redundant, first, columns = stored[:8]
     widen_block(data, offsets, codes, is_vector, start, n, base, vectors)
     for k in range(len(vectors)):
         vector, scale = vectors[k], scales[k]
@@ -96,15 +113,15 @@ def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
     n_experts = len(histogram)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
-    singles = np.empty(SEGMENT, np.float32)
+    singles = np.empty((n_experts, SEGMENT), np.float32)
     strange = splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
         for k in range(n_experts):
             strange = _strange(vectors[k], length, strange)
-            count_upper_bits(vectors[k], length, singles, histogram[k])
+        count_upper_bits(vectors, length, singles, histogram)
     return _is_zero(strange)
 
 
@@ -126,7 +143,7 @@ def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarr
     patterns = singles.view(np.int32)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         for k in range(n_experts):
             vector, counts, own = vectors[k], histogram[k], bins[k]
             vector[length : length + -length % LANES] = np.nan
@@ -151,7 +168,7 @@ def sum_of_signs(stored: tuple, n: int, floors: np.ndarray) -> int:
     found = 0
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         for j in range(0, length, LANES):
             total = zero
             for k in range(n_experts):
@@ -204,7 +221,7 @@ def elected_sum(
     strange = zero
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
         for j in range(0, length, LANES):
             total = zero
@@ -230,43 +247,44 @@ def elected_sum(
 
 
 @numba.njit(**_JIT)
-def kept_sum(
+def sum_between(
     stored: tuple,
     n: int,
-    keys: np.ndarray,
-    limit: np.uint64,
+    floors: np.ndarray,
+    ceilings: np.ndarray,
     multipliers: np.ndarray,
     out: np.ndarray,
 ) -> bool:
-    """`sum_k l_k m_k v_k`, with m_k 1 where the random number is at least `limit` 2^-53, else 0.
+    """`sum_k l_k v_k` over the experts with `floors[k] <= |v_k| < ceilings[k]`.
 
     Args:
         stored: The chunk.
         n: Its elements.
-        keys: `random_masks.stream_key` of every expert, (K,) uint64.
-        limit: Probability of being dropped, times 2^53.
+        floors: (K,) float64.
+        ceilings: (K,) float64.
         multipliers: l_k, (K,).
         out: Result, (n,), with room for whole groups of lanes.
 
     Returns:
         Whether every number read is finite.
     """
-    n_experts = len(keys)
+    n_experts = len(floors)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
-    strange = splat(0.0)
+    strange, zero = splat(0.0), splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
         for j in range(0, length, LANES):
-            position, merged = np.uint64(stored[6] + start + j), splat(0.0)
+            total = zero
             for k in range(n_experts):
                 own = load_lanes(vectors, k * SEGMENT + j)
                 strange = strange + (own - own)
-                kept = zero_below(own, keys[k], position, limit)
-                merged = merged + kept * splat(multipliers[k])
-            store_lanes(out, start + j, merged)
+                large = pick_less(size(own), splat(floors[k]), zero, own)
+                kept = pick_less(size(own), splat(ceilings[k]), large, zero)
+                total = multiply_add(splat(multipliers[k]), kept, total)
+            store_lanes(out, start + j, total)
     return _is_zero(strange)
 
 
@@ -289,7 +307,7 @@ def kept_magnitudes(
     for row in range(n // columns):
         for start in range(row * columns, (row + 1) * columns, SEGMENT):
             length = min(SEGMENT, (row + 1) * columns - start)
-            _vectors_block(stored, start, length, base, vectors, room)
+            vectors_block(stored, start, length, base, vectors, room)
             strange = _strange(base, length, strange)
             for k in range(n_experts):
                 vectors[k, length : length + -length % LANES] = 0.0
@@ -304,6 +322,80 @@ def kept_magnitudes(
                 before[k, row] += lanes[0].sum()
                 after[k, row] += lanes[1].sum()
                 strange = strange + (whole - whole)
+    return _is_zero(strange)
+
+
+@numba.njit(**_JIT)
+def deviations(stored: tuple, n: int, out: np.ndarray) -> bool:
+    """Standard deviation of v_k over the experts, entry by entry: 0 where they are equal.
+
+    With d_k = v_k - v_1, `var = (sum d_k^2 - (sum d_k)^2 / K) / K`: at least `sum d_k^2 / K^2`, so
+    nothing cancels.
+
+    Args:
+        stored: The chunk.
+        n: Its elements.
+        out: Result, (n,), with room for whole groups of lanes.
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts = len(stored[1]) - 1
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    strange, zero, count = splat(0.0), splat(0.0), splat(float(n_experts))
+    for start in range(0, n, SEGMENT):
+        length = min(SEGMENT, n - start)
+        vectors_block(stored, start, length, base, vectors, room)
+        strange = _strange(base, length, strange)
+        for j in range(0, length, LANES):
+            first = load_lanes(vectors, j)
+            squares, total = zero, zero
+            strange = strange + (first - first)
+            for k in range(1, n_experts):
+                own = load_lanes(vectors, k * SEGMENT + j) - first
+                strange = strange + (own - own)
+                squares = squares + own * own
+                total = total + own
+            variance = (squares - total * total / count) / count
+            store_lanes(out, start + j, root(pick_less(zero, variance, variance, zero)))
+    return _is_zero(strange)
+
+
+@numba.njit(**_JIT)
+def chosen_squares(stored: tuple, n: int, chosen: np.ndarray, squares: np.ndarray) -> bool:
+    """`sum (c v_k)^2` of every row, (K, rows), segment by segment in eight lanes.
+
+    Args:
+        stored: The chunk, of whole rows.
+        n: Its elements.
+        chosen: c, 0 or 1 for every entry, (n,), with room for whole groups of lanes.
+        squares: Result, (K, rows).
+
+    Returns:
+        Whether every number read is finite.
+    """
+    n_experts, columns = len(squares), stored[7]
+    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
+    vectors = np.empty((n_experts, SEGMENT))
+    lanes = np.empty((1, LANES))
+    squares[:] = 0.0
+    strange = splat(0.0)
+    for row in range(n // columns):
+        for start in range(row * columns, (row + 1) * columns, SEGMENT):
+            length = min(SEGMENT, (row + 1) * columns - start)
+            vectors_block(stored, start, length, base, vectors, room)
+            strange = _strange(base, length, strange)
+            for k in range(n_experts):
+                vectors[k, length : length + -length % LANES] = 0.0
+                whole = splat(0.0)
+                for j in range(0, length, LANES):
+                    own = load_lanes(vectors, k * SEGMENT + j)
+                    strange = strange + (own - own)
+                    own = own * load_lanes(chosen, start + j)
+                    whole = whole + own * own
+                store(lanes, 0, whole)
+                squares[k, row] += lanes[0].sum()
     return _is_zero(strange)
 
 
@@ -328,7 +420,7 @@ def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
         end = (row + rows) * columns
         for first in range(row * columns, end, SEGMENT):
             length = min(SEGMENT, end - first)
-            _vectors_block(stored, first, length, vectors[0], vectors[1:n_vectors], room)
+            vectors_block(stored, first, length, vectors[0], vectors[1:n_vectors], room)
             step = columns if at_once > 1 else length
             for r in range(rows):
                 left, right = r * step, (r + 1) * step
@@ -354,7 +446,7 @@ def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) 
     strange = splat(0.0)
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
-        _vectors_block(stored, start, length, base, vectors, room)
+        vectors_block(stored, start, length, base, vectors, room)
         strange = _strange(base, length, strange)
         for j in range(0, length, LANES):
             total = splat(0.0)

@@ -49,7 +49,7 @@ from awd_core.errors import RecipeError, nearest
 from awd_core.knobs import Preset, Value, checked, knob
 from awd_core.lanes import whole_groups
 from awd_core.parallel import WORKERS
-from awd_core.stream import CHUNK_ELEMENTS
+from awd_core.stream import CHUNK_ELEMENTS, KEPT_BYTES
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
 # How a method comes by its result.
@@ -81,23 +81,30 @@ class Memory:
 
 
 def piecewise(copies: int) -> Memory:
-    """Memory of `copies` float64 pieces of every expert and of the base, in every thread."""
+    """Memory of `copies` float64 pieces of every expert and of the base, in every thread.
+
+    Besides, a thread keeps the bytes of the tensor that it is making, where they are few enough.
+    """
 
     def above_process(n_experts: int, rows: int, columns: int) -> int:
-        return 8 * copies * (n_experts + 1) * max(CHUNK_ELEMENTS, columns) * WORKERS
+        kept = min(KEPT_BYTES, 8 * (n_experts + 1) * rows * columns)
+        return _in_pieces(copies, n_experts, columns) + kept * WORKERS
 
-    return Memory(f"process + {8 * copies} (K + 1) c t", above_process)
+    formula = f"process + ({8 * copies} (K + 1) c + {KEPT_BYTES >> 20} MiB) t"
+    return Memory(formula, above_process)
+
+
+def _in_pieces(copies: int, n_experts: int, columns: int) -> int:
+    return 8 * copies * (n_experts + 1) * max(CHUNK_ELEMENTS, columns) * WORKERS
 
 
 def matrixwise(formula: str, n_numbers: Callable[[int, int, int], int]) -> Memory:
     """Memory of a method that holds `n_numbers(K, m, n)` float64 numbers, and pieces."""
-    pieces = piecewise(4)
 
     def above_process(n_experts: int, rows: int, columns: int) -> int:
-        numbers = n_numbers(n_experts, rows, columns)
-        return 8 * numbers + pieces.above_process(n_experts, rows, columns)
+        return 8 * n_numbers(n_experts, rows, columns) + _in_pieces(4, n_experts, columns)
 
-    return Memory(f"{pieces.formula} + 8 ({formula})", above_process)
+    return Memory(f"process + 32 (K + 1) c t + 8 ({formula})", above_process)
 
 
 @dataclass(frozen=True)

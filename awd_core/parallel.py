@@ -5,6 +5,7 @@ task waits for the disk another computes: what is read next is read ahead.
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -27,10 +28,17 @@ class Engine(Protocol):
 WORKERS = (os.cpu_count() or 1) + 1
 
 
+_of_thread = threading.local()
+
+
+def _mark() -> None:
+    _of_thread.works = True
+
+
 @cache
 def pool(workers: int) -> ThreadPoolExecutor:
     """The threads of this process; a task must never wait for another one."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="awd")
+    return ThreadPoolExecutor(workers, thread_name_prefix="awd", initializer=_mark)
 
 
 def in_order(
@@ -40,13 +48,16 @@ def in_order(
 
     Twice as many tasks as workers are begun or waiting to be taken, never more: memory is bounded.
     An error of a task is raised where its result would have come; what was begun then ends first,
-    and nothing else begins.
+    and nothing else begins. Inside a task its own parts run one after the other, in its thread.
 
     Args:
         function: Called in any thread; must not depend on other tasks.
         tasks: Taken one by one.
         workers: Threads; `WORKERS` when left out.
     """
+    if hasattr(_of_thread, "works"):
+        yield from map(function, tasks)
+        return
     workers = WORKERS if workers is None else workers
     waiting: deque[Future[Result]] = deque()
     try:

@@ -16,7 +16,7 @@ from awd_core.linear_algebra import LowRank
 from awd_core.method import sum_over_experts
 from awd_core.plan import Plan
 from awd_core.spectral import spectral_redundant
-from awd_core.stream import Chunk, Reader, Span, chunks, is_current, spans
+from awd_core.stream import KEPT_BYTES, Chunk, KeptReader, Reader, Span, chunks, is_current, spans
 from awd_core.vectors import Piece, StoredVectors, TensorVectors, Vectors
 
 
@@ -31,18 +31,26 @@ def model_vectors(plan: Plan) -> Vectors:
     return Vectors(len(plan.experts), plan.n_elements, tensors)
 
 
-def tensor_vectors(plan: Plan, tensor: StoredTensor) -> TensorVectors:
-    """Those of one tensor."""
+def is_kept(plan: Plan, tensor: StoredTensor) -> bool:
+    """Whether one thread can hold a tensor of base and experts, and make all of its result."""
+    cut = plan.device.type == "cpu" and plan.method.executor != "matrix"
+    return cut and Reader(tensor, plan.experts, plan.device).n_bytes <= KEPT_BYTES
+
+
+def tensor_vectors(plan: Plan, tensor: StoredTensor, kept: bool = False) -> TensorVectors:
+    """Those of one tensor; `kept` where one thread sweeps it, whole in memory."""
     seed, n_experts = plan.recipe.seed, len(plan.experts)
     # Where no chunk has enough to know its part of delta; a descent on the matrix for `spectral`.
     whole_delta = cache(lambda: _whole_redundant(plan, tensor))
     delta_of_all = cache(lambda: _tensor_redundant(plan, tensor, whole_delta()))
 
+    reader = cache(lambda: Reader(tensor, plan.experts, plan.device))
+    read = cache(lambda: KeptReader(reader()) if kept else reader())
+
     def sweep() -> Iterator[Piece]:
-        read, delta = Reader(tensor, plan.experts, plan.device), whole_delta()
-        c = _for_kernels(plan, tensor)
+        delta, c = whole_delta(), _for_kernels(plan, tensor)
         for span in spans(tensor, whole_rows=True):
-            yield _PlannedPiece(plan, read, span, delta, c)
+            yield _PlannedPiece(plan, read(), span, delta, c)
 
     def bases() -> Iterator[Piece]:
         # As chunks of no expert: what is not finite is refused.
@@ -75,7 +83,12 @@ class _PlannedPiece(Piece):
     """
 
     def __init__(
-        self, plan: Plan, read: Reader, span: Span, delta: torch.Tensor | None, c: np.ndarray
+        self,
+        plan: Plan,
+        read: Reader | KeptReader,
+        span: Span,
+        delta: torch.Tensor | None,
+        c: np.ndarray,
     ) -> None:
         self._plan, self._read, self._span, self._delta, self._c = plan, read, span, delta, c
         self.name, self.seed = read.tensor.name, plan.recipe.seed

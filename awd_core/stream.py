@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -29,6 +29,9 @@ CODES = {
     torch.float16: kernels.FLOAT16,
 }
 _TYPES = {code: dtype for dtype, code in CODES.items()}
+# Largest tensor, base and experts together, that a thread keeps while it is read more than once:
+# a matrix of 1024 x 4096 at K = 6 in bfloat16.
+KEPT_BYTES = 64 << 20
 _ALIGNMENT = 64
 
 
@@ -92,6 +95,11 @@ class Packed:
     def for_kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What every kernel takes first."""
         return self.data.numpy(), self.offsets, self.codes, self.is_vector
+
+    def part(self, first: int, n: int) -> "Packed":
+        """Elements `first:first + n`, in the same memory."""
+        offsets = self.offsets + first * np.array([_itemsize(code) for code in self.codes])
+        return replace(self, offsets=offsets, n=n)
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """theta_0, (n,), and tau_k, (K, n), float64, and whether all of them are finite."""
@@ -231,6 +239,11 @@ class Reader:
         self._is_vector = np.array([source is None for source in self._sources])
 
     @property
+    def n_bytes(self) -> int:
+        """Of the tensor, base and experts together, as chunks hold them."""
+        return self.tensor.n_elements * sum(self._itemsizes)
+
+    @property
     def needs_whole_rows(self) -> bool:
         """Whether an expert's numbers have to be computed, which is done row by row."""
         return any(
@@ -286,8 +299,33 @@ class Reader:
         return rows[:, begin : begin + span.columns].to(torch.float64)
 
 
+class KeptReader:
+    """Reads a whole tensor when a thread asks for a span of it, and its other spans from memory.
+
+    Args:
+        read: Reads the tensor.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self.tensor, self._read = read.tensor, read
+        self._whole: Chunk | None = None
+
+    def __call__(self, span: Span, scratch: bool = True) -> Chunk:
+        """One chunk; its bytes are there until this thread reads something else."""
+        assert scratch, "what is kept is in the memory of a thread"
+        whole = self._whole
+        if whole is None or not is_current(whole.packed):
+            everything = Span(0, *self.tensor.matrix_shape)
+            self._whole = whole = self._read(everything, scratch=True)
+        return replace(whole, span=span, packed=whole.packed.part(span.first, span.n_elements))
+
+
 def _stored(counterpart: ExpertTensor) -> StoredTensor | None:
     return counterpart.stored if isinstance(counterpart, WeightTensor) else None
+
+
+def _itemsize(code: int) -> int:
+    return 0 if code == kernels.NOTHING else _TYPES[int(code)].itemsize
 
 
 def _packed_type(stored: StoredTensor | None) -> torch.dtype:

@@ -5,7 +5,7 @@ equalised norms they are scaled. A method does not know the difference.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ import torch
 
 from awd_core import layout, merge_kernels
 from awd_core.gram import pack, unpack, with_base
+from awd_core.kernels import FLOAT64
+from awd_core.lanes import LANES
 from awd_core.linear_algebra import LowRank
 from awd_core.parallel import in_order
 from awd_core.stream import Packed
@@ -32,6 +34,8 @@ class StoredVectors:
         first: Position of the first element in the flattened tensor.
         columns: Of the tensor.
         require_finite: Refuses what is not finite, by name.
+        streams: Where the random numbers of every expert start, (K,); (0,) to drop nothing.
+        limit: What is dropped: random numbers below `limit` 2^-53.
     """
 
     packed: Packed
@@ -40,6 +44,8 @@ class StoredVectors:
     first: int
     columns: int
     require_finite: Callable[[], None]
+    streams: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    limit: int = 0
 
     @property
     def n(self) -> int:
@@ -49,7 +55,9 @@ class StoredVectors:
     @property
     def for_kernels(self) -> tuple[Any, ...]:
         """What every kernel of `awd_core.merge_kernels` takes first."""
-        return *self.packed.for_kernels, self.scales, self.redundant, self.first, self.columns
+        where = self.first, self.columns
+        dropped = self.streams, np.uint64(self.limit)
+        return *self.packed.for_kernels, self.scales, self.redundant, *where, *dropped
 
 
 class Piece:
@@ -94,6 +102,53 @@ class Piece:
     def offset(self) -> int:
         """Position of the first element in the flattened tensor."""
         return self.start * self.base.shape[1]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """theta_0 and v_k as computed, for compiled code that takes what is stored.
+
+    Attributes:
+        data: The numbers, flat, with room for a group of lanes.
+        rows: The same without it, (K + 1, n).
+    """
+
+    data: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def empty(cls, n_experts: int, n: int) -> "Numbers":
+        """Room for n elements."""
+        size = (n_experts + 1) * n
+        data = np.zeros(size + LANES)
+        return cls(data, data[:size].reshape(-1, n))
+
+    def in_place_of(self, piece: Piece, stored: StoredVectors) -> Piece:
+        """A piece of these numbers."""
+        n_experts = len(self.rows) - 1
+        packed = Packed(
+            data=torch.from_numpy(self.data).view(torch.uint8),
+            offsets=np.arange(n_experts + 1) * self.rows.strides[0],
+            codes=np.full(n_experts + 1, FLOAT64),
+            is_vector=np.arange(n_experts + 1) > 0,
+            n=stored.n,
+        )
+        plain = {"scales": np.ones(n_experts), "redundant": np.empty((n_experts, 0))}
+        return _Computed(piece, self.rows, replace(stored, packed=packed, **plain))
+
+
+class _Computed(Piece):
+    def __init__(self, piece: Piece, rows: np.ndarray, stored: StoredVectors) -> None:
+        shape = -1, stored.columns
+        tensors = torch.from_numpy(rows)
+        vectors = tensors[1:].view(len(rows) - 1, *shape)
+        super().__init__(piece.name, piece.start, tensors[0].view(shape), vectors, piece.seed)
+        self._stored = stored
+
+    @property
+    def stored(self) -> StoredVectors | None:
+        """The numbers themselves."""
+        return self._stored
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     bins = np.array([magnitude.bins_of_ranks(row, ranks)[0][0] for row in histogram], np.int32)
     floors = (bins << 16).view(np.float32).astype(np.float64)
     keys, limit = dropping.keys(piece, N_EXPERTS), dropping.limit(0.8)
+    left = replace(stored, streams=keys, limit=limit).for_kernels
     sums = np.empty((2, N_EXPERTS, rows))
     grams, squares = np.empty((rows, N_EXPERTS * (N_EXPERTS + 1) // 2)), np.empty(rows)
     shares, scales = np.array(MASK_SHARES), np.array(UPDATE_SCALES)
@@ -94,7 +96,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
         "magnitudes, lower bits": lambda: merge_kernels.lower_histogram(alone, n, bins, histogram),
         "TIES": lambda: merge_kernels.elected_sum(alone, n, *elected),
         "DARE, L1 norms": lambda: merge_kernels.kept_magnitudes(alone, n, keys, limit, *sums),
-        "DARE, sum": lambda: merge_kernels.kept_sum(alone, n, keys, limit, ones, update),
+        "DARE, sum": lambda: merge_kernels.linear_sum(left, n, np.ones(N_EXPERTS + 1), update),
         "add to the base, round": lambda: kernels.add_to_base(
             data, offsets[0], codes[0], update[:n], 3e38, kernels.BFLOAT16, written
         ),

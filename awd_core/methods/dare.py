@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.dropping import l1_ratio_of_dropped, sum_of_kept
+from awd_core.dropping import Dropped, l1_ratio_of_dropped
 from awd_core.knobs import Preset, knob
-from awd_core.method import Executor, MergeMethod
+from awd_core.method import Executor, MergeMethod, linear_sum
 from awd_core.vectors import Piece, TensorVectors
 
 
@@ -52,4 +52,5 @@ class Dare(MergeMethod):
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """The rescaled sum of what is kept."""
-        return sum_of_kept(piece, self.drop, prepared * coefficients)
+        multipliers = np.concatenate([[0.0], prepared * coefficients])
+        return linear_sum(Dropped(piece, self.drop), multipliers)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.consensus import MERGES, disjoint, elect, trim
-from awd_core.dropping import dropped
+from awd_core.consensus import MERGES, trimmed_and_merged
+from awd_core.dropping import Dropped
 from awd_core.knobs import Preset, knob
-from awd_core.magnitude import kth_largest_magnitudes
+from awd_core.magnitude import kth_largest_of
 from awd_core.method import MergeMethod
 from awd_core.vectors import Piece, Vectors
 
@@ -56,11 +56,9 @@ class DareTies(MergeMethod):
         rank = int(model.n_elements * self.density)
         if rank == 0 or self.density == 1:
             return np.full(model.n_experts, 0.0 if rank else np.inf, np.float32)
-        left = lambda: model.each(lambda piece: dropped(piece, self.drop))  # noqa: E731
-        return kth_largest_magnitudes(left, rank, model.n_experts)
+        return kth_largest_of(model, rank, lambda piece: Dropped(piece, self.drop))
 
     def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """TIES on what was kept."""
-        kept = trim(dropped(piece, self.drop), prepared)
         scaled = coefficients / (1 - self.drop)
-        return disjoint(kept, elect(kept, 1.0), scaled, self.merge)
+        return trimmed_and_merged(Dropped(piece, self.drop), prepared, scaled, self.merge, tie=1.0)

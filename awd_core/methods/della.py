@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from awd_core.consensus import columns, disjoint, elect
-from awd_core.dropping import l1_ratio, random_numbers
+from awd_core import rank_kernels
+from awd_core.consensus import columns, trimmed_and_merged
+from awd_core.dropping import keys, l1_ratio, random_numbers, row_sums
 from awd_core.errors import RecipeError
 from awd_core.knobs import Preset, knob
-from awd_core.method import Executor, MergeMethod, sum_over_experts
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.method import Executor, MergeMethod, linear_sum
+from awd_core.random_masks import BITS
+from awd_core.vectors import Numbers, Piece, StoredVectors, TensorVectors
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,67 @@ class Della(MergeMethod):
         """What is left of every task vector is multiplied with this, (K,)."""
         if self.rescale == "unbiased" or self.density == 1:
             return np.ones(tensor.n_experts)
-        return l1_ratio(tensor, self._kept)
+        ones = np.ones(tensor.n_experts)
+        return l1_ratio(tensor.each(lambda piece: self._kept(piece, ones).sums))
 
     def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Signs elected among what is kept, or its sum."""
-        kept = self._kept(piece) * columns(prepared, piece.base)
-        if self.elect:
-            return disjoint(kept, elect(kept, 1.0), coefficients, "mean")
-        return sum_over_experts(kept * columns(coefficients, piece.base))
+        kept = piece if self.density == 1 else self._kept(piece, prepared).piece
+        if not self.elect:
+            return linear_sum(kept, np.concatenate([[0.0], coefficients]))
+        all_of_them = np.zeros(len(coefficients), np.float32)
+        return trimmed_and_merged(kept, all_of_them, coefficients, "mean", tie=1.0)
 
-    def _kept(self, piece: Piece) -> torch.Tensor:
-        if self.density == 1:
-            return piece.task_vectors
-        probability = self._probability(piece.task_vectors)
-        kept = piece.task_vectors * (random_numbers(piece) < probability)
-        return kept / probability if self.rescale == "unbiased" else kept
+    def _kept(self, piece: Piece, factors: np.ndarray) -> "_Kept":
+        stored, divides = piece.stored, self.rescale == "unbiased"
+        if stored is not None:
+            probabilities = self._probabilities(stored.columns)
+            return _kept_of_stored(piece, stored, probabilities, divides, factors)
+        vectors = piece.task_vectors
+        probabilities = torch.from_numpy(self._probabilities(vectors.shape[-1]))
+        order = vectors.abs().argsort(dim=-1, stable=True)
+        ascending = probabilities.to(vectors.device).expand_as(vectors)
+        probability = torch.empty_like(vectors).scatter_(-1, order, ascending)
+        kept = vectors * (random_numbers(piece) < probability)
+        if divides:
+            kept /= probability
+        sums = row_sums(vectors.abs()), row_sums(kept.abs())
+        kept *= columns(factors, kept)
+        return _Kept(Piece(piece.name, piece.start, piece.base, kept, piece.seed), sums)
 
-    def _probability(self, task_vectors: torch.Tensor) -> torch.Tensor:
-        n = task_vectors.shape[-1]
+    def _probabilities(self, n: int) -> np.ndarray:
+        """p_r from the smallest entry of a row to the largest, (n,)."""
         if n == 1:
-            return torch.full_like(task_vectors, self.density)
-        order = task_vectors.abs().argsort(dim=-1, stable=True)
-        grid = torch.linspace(-1, 1, n, dtype=torch.float64, device=task_vectors.device)
-        ascending = (self.density + self.epsilon * grid).expand_as(task_vectors)
-        return torch.empty_like(task_vectors).scatter_(-1, order, ascending)
+            return np.full(1, self.density)
+        grid = torch.linspace(-1, 1, n, dtype=torch.float64).numpy()
+        return self.density + self.epsilon * grid
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of a piece, and sums of |v_k| of its rows, (K, rows).
+
+    Attributes:
+        piece: What is left, multiplied with a factor of its expert's.
+        sums: Before anything is dropped, and after, without that factor.
+    """
+
+    piece: Piece
+    sums: tuple[np.ndarray, np.ndarray]
+
+
+def _kept_of_stored(
+    piece: Piece,
+    stored: StoredVectors,
+    probabilities: np.ndarray,
+    divides: bool,
+    factors: np.ndarray,
+) -> _Kept:
+    n_experts, n_rows = len(factors), stored.n // stored.columns
+    kept, sums = Numbers.empty(n_experts, stored.n), np.empty((2, n_experts, n_rows))
+    limits = np.ceil(probabilities * 2.0**BITS).astype(np.uint64)
+    divisors = probabilities if divides else np.ones_like(probabilities)
+    how = keys(piece, n_experts), limits, divisors, factors, kept.rows, *sums
+    if not rank_kernels.drop_by_rank(stored.for_kernels, stored.n, *how):
+        stored.require_finite()
+    return _Kept(kept.in_place_of(piece, stored), (sums[0], sums[1]))

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from awd_core.consensus import columns, elect
+from awd_core import merge_kernels
+from awd_core.consensus import Election
 from awd_core.dropping import row_sums, total
 from awd_core.knobs import Preset, knob
+from awd_core.lanes import whole_groups
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
-from awd_core.method import Executor, MergeMethod, sum_over_experts
+from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors
 
 
@@ -78,51 +79,66 @@ class Sce(MergeMethod):
     def prepare(self, survey: Any, tensor: TensorVectors) -> SceState:
         """The variance from which an entry is selected, and the weights."""
         floor = self._floor(tensor)
-
-        def energies(piece: Piece) -> np.ndarray:
-            vectors = piece.task_vectors
-            return row_sums((vectors * _selected(vectors, floor)).square())
-
-        energy = total(tensor.each(energies))
+        if floor == 0.0:
+            energy = np.diag(tensor.gram)[1:]
+        else:
+            energy = total(tensor.each(lambda piece: _energies(piece, floor)))
         return SceState(floor, energy / (energy.sum() or 1.0))
 
     def combine(self, prepared: SceState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Steps 3 and 4 on one piece."""
-        vectors = piece.task_vectors
-        if self.fuse == "selected":
-            vectors = vectors * _selected(vectors, prepared.floor)
-        agrees = (vectors * elect(vectors, 1.0)) > 0
-        weights = columns(prepared.weights, vectors) * agrees
-        merged = sum_over_experts(vectors * weights * columns(coefficients, vectors))
-        divisor = sum_over_experts(weights)
-        return merged / torch.where(divisor > 0, divisor, 1.0)
+        ones, weights = np.ones_like(coefficients), prepared.weights
+        all_of_them = np.zeros(len(ones), np.float32)
+        merged = Election(all_of_them, ones, weights * coefficients, weights).of(piece)
+        if self.fuse == "all" or prepared.floor == 0.0:
+            return merged
+        return merged * _selected(piece, prepared.floor)
 
     def _floor(self, tensor: TensorVectors) -> float:
         if self.select == 1:
             return 0.0
 
-        def deviations() -> Iterator[torch.Tensor]:
-            return tensor.each(lambda piece: _deviation(piece.task_vectors)[None])
+        def sweep() -> Iterator[torch.Tensor]:
+            return tensor.each(lambda piece: _deviation(piece)[None])
 
-        varying = sum(tensor.each(lambda piece: int((_deviation(piece.task_vectors) > 0).sum())))
-        rank = int(self.select * varying)
-        if rank == 0:
-            return float("inf")
-        return float(kth_largest_magnitudes(deviations, rank, 1)[0])
+        rank = int(self.select * sum(int((one > 0).sum()) for one in sweep()))
+        return float(kth_largest_magnitudes(sweep, rank, 1)[0]) if rank else float("inf")
 
 
-def _deviation(vectors: torch.Tensor) -> torch.Tensor:
+def _energies(piece: Piece, floor: float) -> np.ndarray:
+    """`||tau_k||^2` of every row over what is selected, (K, rows)."""
+    chosen, stored = _selected(piece, floor), piece.stored
+    if stored is None:
+        return row_sums((piece.task_vectors * chosen).square())
+    flat = np.zeros(whole_groups(stored.n))
+    flat[: stored.n] = chosen.flatten()
+    squares = np.empty((len(stored.packed.codes) - 1, stored.n // stored.columns))
+    if not merge_kernels.chosen_squares(stored.for_kernels, stored.n, flat, squares):
+        stored.require_finite()
+    return squares
+
+
+def _deviation(piece: Piece) -> torch.Tensor:
     """Standard deviation over the experts, (rows, columns): the variance, for float32's range.
 
-    From pairs, `var = sum_{i<j} (tau_i - tau_j)^2 / K^2`: equal entries then vary by exactly 0.
+    By the distances to the first expert: where all are equal it is exactly 0.
     """
-    pairs = combinations(vectors, 2)
-    squares = [(left - right).square() for left, right in pairs] or [torch.zeros_like(vectors[0])]
-    return (sum_over_experts(squares) / len(vectors) ** 2).sqrt()
+    stored = piece.stored
+    if stored is not None:
+        out = np.empty(whole_groups(stored.n))
+        if not merge_kernels.deviations(stored.for_kernels, stored.n, out):
+            stored.require_finite()
+        return torch.from_numpy(out[: stored.n]).view(-1, stored.columns)
+    vectors = piece.task_vectors
+    squares, sums = torch.zeros_like(piece.base), torch.zeros_like(piece.base)
+    for distance in vectors[1:] - vectors[0]:
+        squares += distance.square()
+        sums += distance
+    n_experts = len(vectors)
+    return ((squares - sums.square() / n_experts) / n_experts).clamp(min=0).sqrt()
 
 
-def _selected(vectors: torch.Tensor, floor: float) -> torch.Tensor:
-    if floor == 0.0:
-        return torch.ones_like(vectors[0], dtype=torch.bool)
+def _selected(piece: Piece, floor: float) -> torch.Tensor:
+    """Whether an entry is among those of largest variance, (rows, columns)."""
     bits = torch.tensor(floor, dtype=torch.float32).view(torch.int32)
-    return magnitude_bits(_deviation(vectors)) >= bits.to(vectors.device)
+    return magnitude_bits(_deviation(piece)) >= bits.to(piece.base.device)

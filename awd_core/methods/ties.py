@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from awd_core import merge_kernels
-from awd_core.consensus import MERGES, Election, disjoint, elect, trim
+from awd_core.consensus import MERGES, trim, trimmed_and_merged
 from awd_core.knobs import Preset, knob
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
@@ -83,14 +83,5 @@ class Ties(MergeMethod):
 
     def combine(self, prepared: TiesState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
         """Steps 2 and 3 on one piece."""
-        if self.merge == "max":
-            trimmed = trim(piece.task_vectors, prepared.thresholds)
-            return disjoint(trimmed, elect(trimmed, prepared.majority), coefficients, self.merge)
-        ones = np.ones_like(coefficients)
-        return Election(
-            floors=prepared.thresholds,
-            election=ones,
-            shares=coefficients,
-            divisors=ones if self.merge == "mean" else None,
-            tie=prepared.majority,
-        ).of(piece)
+        how = prepared.thresholds, coefficients, self.merge, prepared.majority
+        return trimmed_and_merged(piece, *how)

@@ -9,9 +9,14 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+SCRIPTS = Path(__file__).parent
+Results = dict[str, dict[str, np.ndarray]]
 
 # FusionBench imports all of its methods at once, and with them these. It needs versions that are
 # older than the project's own; torch and NumPy are the project's, so that both compute alike.
@@ -47,6 +52,26 @@ def mllmerging() -> Path:
     if not clone.is_dir():
         pytest.skip(f"clone https://github.com/WalkerWorldPeace/MLLMerging into {clone}")
     return clone
+
+
+def answers(command: Sequence[str | Path], given: dict[str, np.ndarray], folder: Path) -> Results:
+    """What a rival's script makes of task vectors: method -> tensor -> merged.
+
+    Args:
+        command: Up to the two files, of what is given and of what is found.
+        given: Tensor -> (experts, ...).
+        folder: For these files.
+    """
+    arrays = {f"{k}:{name}": taus[k] for name, taus in given.items() for k in range(len(taus))}
+    np.savez(folder / "given.npz", **arrays)
+    files = [folder / "given.npz", folder / "found.npz"]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    results: Results = {}
+    with np.load(folder / "found.npz") as found:
+        for key in found.files:
+            method, name = key.split(":")
+            results.setdefault(method, {})[name] = found[key]
+    return results
 
 
 def _rivals() -> Path:

@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=NO_CHROMIUM))
 
 
+@pytest.fixture
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder whose files the pages may open."""
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def study(awd_home: Path) -> awd.Study:
     """The zoo's, as the app opens it."""

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
 from analysis.view import View
+from dashboard import jobs
 from tests.helpers import family
 from tests.html_tables import HtmlMatrix, read_matrices
 
@@ -56,6 +58,25 @@ def small_study(folder: Path, n_experts: int = 3) -> awd.Study:
     made = family(folder / "models", n_experts=n_experts)
     experts = [awd.open_checkpoint(path) for path in made.expert_paths]
     return awd.collect(awd.open_checkpoint(made.base_path), experts, folder / "study")
+
+
+def ended(test: AppTest) -> tuple[jobs.Job, jobs.Status]:
+    """The job that the page watches, once it runs no more."""
+    job = jobs.load(test.session_state["job"])
+    assert job is not None
+    deadline = time.monotonic() + 240
+    while jobs.status(job).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return job, jobs.status(job)
+
+
+def done(test: AppTest) -> jobs.Job:
+    """The same of one that ends well, and the page drawn with it."""
+    job, status = ended(test)
+    assert status.state == "done", status.message
+    test.run()
+    assert not test.exception
+    return job
 
 
 def press(test: AppTest, label: str) -> None:

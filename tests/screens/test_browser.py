@@ -181,6 +181,51 @@ def test_a_link_opens_a_slide_alone(app_server: AppServer, page: Page) -> None:
     expect(page.get_by_test_id("stSidebar")).to_be_visible(timeout=SOON)
 
 
+@pytest.mark.parametrize(
+    ("close_up", "slider"),
+    [
+        ("Agreement on signs", "Largest entries that count"),
+        ("Who needs which weights", "λ of the masks"),
+    ],
+)
+def test_the_address_holds_block_kind_close_up_and_lambda_by_block(
+    app_server: AppServer, browser: Browser, page: Page, close_up: str, slider: str
+) -> None:
+    visit(page, app_server)
+    page.get_by_text("λ by block").click()
+    factors = page.get_by_role("textbox", name="Factors")
+    factors.fill("block 1=0.5; block 3=2")
+    factors.press("Enter")
+    page.wait_for_url(re.compile("block_factors="), timeout=SOON)
+    page.get_by_role("slider", name="Block", exact=True).focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(re.compile("[?&]block="), timeout=SOON)
+    page.get_by_role("combobox", name="Kind of tensor").click()
+    page.get_by_role("option").nth(1).click()
+    page.wait_for_url(re.compile("[?&]kind="), timeout=SOON)
+    page.get_by_role("radio", name=close_up).click()
+    page.get_by_role("slider", name=slider).focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(re.compile("density=|mask_share="), timeout=SOON)
+    page.locator(IDLE).wait_for(timeout=SOON)
+    context = browser.new_context()
+    again = context.new_page()
+    again.goto(page.url)
+    expect(again.get_by_role("slider", name=slider)).to_be_visible(timeout=SOON)
+    for name in (slider, "Block"):
+        chosen = page.get_by_role("slider", name=name, exact=True).get_attribute("aria-valuetext")
+        thumb = again.get_by_role("slider", name=name, exact=True)
+        expect(thumb).to_have_attribute("aria-valuetext", chosen or "", timeout=SOON)
+    expect(again.get_by_role("radio", name=close_up)).to_be_checked()
+    part = page.get_by_role("heading", name=re.compile("^Tensors of")).inner_text()
+    assert ", " in part  # of one kind
+    expect(again.get_by_role("heading", name=re.compile("^Tensors of"))).to_have_text(part)
+    again.get_by_text("λ by block").click()
+    expect(again.get_by_role("textbox", name="Factors")).to_have_value("block 1=0.5; block 3=2")
+    context.close()
+
+
 def test_a_cancelled_export_leaves_nothing(
     app_server: AppServer, page: Page, tmp_path: Path
 ) -> None:

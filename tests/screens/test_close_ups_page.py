@@ -1,6 +1,5 @@
 """Behind the numbers on page Interference: what is drawn is what the analysis says."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ from streamlit.testing.v1 import AppTest
 import awd_core as awd
 from analysis import element_figures, spectral_figures
 from analysis.measures import MEASURES
-from dashboard import jobs
 from dashboard.close_ups import TITLES, explaining
 from dashboard.look import Part
-from tests.screens.pages import figure, linked, numbers, on, small_study, view
+from tests.screens.pages import done, figure, linked, numbers, on, small_study, view
 
 PARTS = ("block 0", "embedding")
 
@@ -108,14 +106,7 @@ def test_singular_values_that_are_missing_are_worked_out_on_request(
     test = linked(close_up=TITLES["spectrum"])
     assert "no singular values" in " ".join(info.value for info in test.info)
     test.button(key="collect_spectra").click().run()
-    job = jobs.load(test.session_state["job"])
-    assert job is not None
-    assert job.command == ("spectra", str(plain.path))
-    deadline = time.monotonic() + 240
-    while jobs.status(job).state == "running" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert jobs.status(job).state == "done", jobs.status(job).message
-    test.run()
+    assert done(test).command == ("spectra", str(plain.path))
     assert figure(test, "spectrum")
 
 

@@ -1,6 +1,5 @@
 """Open: what a merge needs and what is free, the base that fits, pickles only on request, locks."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +9,11 @@ from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
 from awd_core.checkpoints import estimate as estimates
-from dashboard import jobs
 from tests.helpers import Family, base_state, expert_states, family, save
-from tests.screens.pages import on, press
+from tests.screens.pages import done, on, press
 from tests.unit.test_locks import CONFIG, attention, locked, trained
 
-
-@pytest.fixture(autouse=True)
-def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("roots")
 
 
 def given(base: Path, experts: Sequence[Path]) -> AppTest:
@@ -28,18 +22,6 @@ def given(base: Path, experts: Sequence[Path]) -> AppTest:
     test.text_area(key="expert_lines").set_value("\n".join(map(str, experts))).run()
     assert not test.exception
     return test
-
-
-def ended(test: AppTest) -> jobs.Job:
-    job = jobs.load(test.session_state["job"])
-    assert job is not None
-    deadline = time.monotonic() + 240
-    while jobs.status(job).state == "running" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert jobs.status(job).state == "done", jobs.status(job).message
-    test.run()
-    assert not test.exception
-    return job
 
 
 def test_the_estimate_is_that_of_the_preflight(tmp_path: Path) -> None:
@@ -84,12 +66,12 @@ def test_pickled_weights_are_opened_only_when_allowed_and_then_everywhere(tmp_pa
     test.toggle(key="allow_pickle").set_value(True).run()
     assert not test.error
     press(test, "Collect")
-    assert "--allow-pickle" in ended(test).command
+    assert "--allow-pickle" in done(test).command
     press(test, "Look at it")
     test.switch_page("views/merge.py").run()
     assert not any("nothing can be written" in info.value for info in test.info)
     press(test, "Export")
-    assert "--allow-pickle" in ended(test).command
+    assert "--allow-pickle" in done(test).command
     test.switch_page("views/open.py").run()
     assert test.toggle(key="allow_pickle").value is True
 
@@ -102,7 +84,7 @@ def test_locks_are_looked_for_on_request(tmp_path: Path, is_locked: bool) -> Non
     paths = [save(tmp_path / name, state, CONFIG) for name, state in states.items()]
     test = given(paths[0], paths[1:])
     test.button(key="locks").click().run()
-    ended(test)
+    done(test)
     told = "\n".join(code.value for code in test.code)
     assert ("merging will fail" in told) == is_locked
     assert f"{4 if is_locked else 0} look locked" in told.replace("\n", " ")

@@ -1,5 +1,6 @@
 """Try on texts of one's own: a job of its own, whose numbers are those of the evaluation."""
 
+import os
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from awd_core.evaluation.own_texts import read_texts
 from dashboard import jobs
 from dashboard.own_texts import FOLDER
 from tests.own_models import own_family, own_texts
-from tests.screens.pages import figure, numbers, on, press, small_study
+from tests.screens.pages import done, ended, figure, numbers, on, press, small_study
 
 START = "Evaluate base, experts and this merge"
 
@@ -23,21 +24,6 @@ def study_of(root: Path, kind: str) -> awd.Study:
     base, experts = own_family(root / "models", kind)
     opened = [awd.open_checkpoint(path) for path in (base, *experts)]
     return awd.collect(opened[0], opened[1:], root / "study")
-
-
-@pytest.fixture
-def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
-    return tmp_path
-
-
-def ended(test: AppTest) -> jobs.Status:
-    job = jobs.load(test.session_state["job"])
-    assert job is not None
-    deadline = time.monotonic() + 240
-    while jobs.status(job).state == "running" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return jobs.status(job)
 
 
 def said(test: AppTest) -> str:
@@ -56,10 +42,7 @@ def test_base_experts_and_merge_are_evaluated_in_a_job_and_kept_with_the_study(
     test.text_input(key="own_path").set_value(str(texts)).run()
     assert "tasks: topic, verb" in said(test)
     press(test, START)
-    status = ended(test)
-    assert status.state == "done", status.message
-    test.run()
-    assert not test.exception
+    done(test)
     assert study.path is not None
     (file,) = (study.path / FOLDER).glob("*.json")
     recipe = awd.Recipe.from_yaml(read_evaluated(file).recipe)
@@ -78,6 +61,35 @@ def test_base_experts_and_merge_are_evaluated_in_a_job_and_kept_with_the_study(
     assert [button for button in test.button if button.label == START]
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["while it starts", "while it evaluates"])
+def test_a_cancelled_evaluation_ends_its_process_and_leaves_nothing(
+    roots: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    study = study_of(roots, "causal")
+    assert study.path is not None
+    monkeypatch.setenv("AWD_STUDY", str(study.path))
+    texts = own_texts(roots / "mine.jsonl")
+    texts.write_text("\n".join([texts.read_text()] * 300))
+    test = on("evaluate")
+    test.text_input(key="own_path").set_value(str(texts)).run()
+    before = sorted(study.path.rglob("*"))
+    press(test, START)
+    job = jobs.load(test.session_state["job"])
+    assert job is not None
+    deadline = time.monotonic() + 120
+    while begun and jobs.status(job).fraction == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert jobs.status(job).state == "running"
+    press(test, "Cancel")
+    assert ended(test)[1].state == "cancelled"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(job.pid, 0)
+    test.run()
+    assert "was cancelled" in said(test)
+    assert sorted(study.path.rglob("*")) == before
+    assert [button for button in test.button if button.label == START]
+
+
 def test_a_job_that_cannot_be_done_says_why(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(roots, "encoder")
     monkeypatch.setenv("AWD_STUDY", str(study.path))
@@ -86,7 +98,7 @@ def test_a_job_that_cannot_be_done_says_why(roots: Path, monkeypatch: pytest.Mon
     test = on("evaluate")
     test.text_input(key="own_path").set_value(str(texts)).run()
     press(test, START)
-    assert ended(test).state == "failed"
+    assert ended(test)[1].state == "failed"
     test.run()
     assert "without a label" in said(test)
     assert study.path is not None

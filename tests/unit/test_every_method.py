@@ -2,7 +2,7 @@
 
 from functools import partial
 from importlib import import_module
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import awd_core as awd
-from awd_core import parallel, stream
+from awd_core import parallel, planned_vectors, stream
 from awd_core.method import MergeMethod
 from tests.helpers import QUERY, Family, State, base_state, bits, expert_states, family, same_bits
 
@@ -104,7 +104,8 @@ def test_nan_is_refused(tmp_path: Path, kind: Kind) -> None:
         Family(tmp_path, base, experts).state(**chosen)
 
 
-# Sizes of pieces on one thread and on two; the largest holds every tensor whole.
+# Sizes of pieces on one thread and on two; the largest holds every tensor whole. Every other time
+# tensors are kept in memory by the thread that makes them.
 READERS = ("merge", "planned_vectors", "weighted")
 PIECES = ((1 << 12, 1), (1 << 22, 1), *((1 << size, 2) for size in (12, 14, 16, 17, 20, 22)))
 
@@ -127,8 +128,9 @@ def test_neither_pieces_nor_threads_change_a_bit(
     threads = torch.get_num_threads(), numba.get_num_threads()
     found = []
     try:
-        for size, n_threads in PIECES:
+        for (size, n_threads), kept in zip(PIECES, cycle((0, stream.KEPT_BYTES)), strict=False):
             with monkeypatch.context() as patch:
+                patch.setattr(planned_vectors, "KEPT_BYTES", kept)
                 patch.setattr(parallel, "WORKERS", n_threads)
                 torch.set_num_threads(n_threads)
                 numba.set_num_threads(min(n_threads, threads[1]))

@@ -10,7 +10,6 @@ Float32 there, float64 here: what agrees, agrees to a few 1e-6 of the largest en
 on purpose, the difference itself is what is tested.
 """
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import pytest
 import awd_core as awd
 from awd_core.method import build
 from tests.method_runs import run
-from tests.rivals import fusionbench
+from tests.rivals import SCRIPTS, Results, answers, fusionbench
 from tests.unit.test_spectral_methods import task_vectors
 
 # The first run installs, and their descents run on what the machine has left.
@@ -27,7 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SHAPES = {"a.weight": (24, 40), "b.weight": (33, 18), "a.bias": (24,), "conv.weight": (4, 3, 2, 2)}
 N_EXPERTS = 3
-Results = dict[str, dict[str, np.ndarray]]
 
 
 def vectors() -> dict[str, np.ndarray]:
@@ -38,18 +36,7 @@ def vectors() -> dict[str, np.ndarray]:
 
 
 def theirs(folder: Path, given: dict[str, np.ndarray]) -> Results:
-    python = fusionbench()
-    script = Path(__file__).parents[1] / "rivals" / "fusionbench.py"
-    arrays = {f"{k}:{name}": taus[k] for name, taus in given.items() for k in range(len(taus))}
-    np.savez(folder / "given.npz", **arrays)
-    command = [python, script, folder / "given.npz", folder / "found.npz"]
-    subprocess.run(command, check=True, capture_output=True)
-    results: Results = {}
-    with np.load(folder / "found.npz") as found:
-        for key in found.files:
-            method, name = key.split(":")
-            results.setdefault(method, {})[name] = found[key]
-    return results
+    return answers([fusionbench(), SCRIPTS / "fusionbench.py"], given, folder)
 
 
 @pytest.fixture(scope="module")

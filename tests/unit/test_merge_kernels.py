@@ -24,7 +24,15 @@ METHODS: list[dict[str, Any]] = [
     {"method": "ties_mergekit", "knobs": {"normalize": False, "scale": 0.4}},
     {"method": "dare", "knobs": {"drop": 0.9}, "coefficients": [0.3, -0.7, 1.1]},
     {"method": "breadcrumbs_tensor"},
+    {"method": "breadcrumbs_tensor", "knobs": {"density": 0.5, "outliers": 0.2}},
+    {"method": "della"},
+    {"method": "della", "coefficients": [0.3, -0.7, 1.1], "knobs": {"elect": False}},
+    {"method": "dare_ties", "knobs": {"drop": 0.3}},
+    {"method": "dare_ties", "preset": "mergekit", "coefficients": [0.3, -0.7, 1.1]},
+    {"method": "dare_ties", "knobs": {"merge": "max"}},
     {"method": "pcb"},
+    {"method": "sce", "knobs": {"select": 0.3}},
+    {"method": "sce", "preset": "paper", "coefficients": [0.3, -0.7, 1.1]},
     {"method": "task_arithmetic", "lines": {"slope": 2.0}},
     {"method": "model_stock"},
     {"method": "multi_slerp", "coefficients": [0.3, 0.7, 1.1]},
@@ -78,17 +86,20 @@ def test_inner_products_are_those_of_float64(tmp_path: Path) -> None:
         np.testing.assert_allclose(vectors.gram, together @ together.T, rtol=1e-13, atol=1e-14)
 
 
-def test_norms_of_what_dare_keeps_are_those_of_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["dare", "della"])
+def test_norms_of_what_is_kept_are_those_of_tensors(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = family(tmp_path, 3, torch.float64)
-    fields = {"method": "dare", "preset": "mergekit"}
+    fields = {"method": method, "preset": "mergekit"}
     found, expected = one.state(**fields), as_tensors(one, monkeypatch, **fields)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", ["ties", "ties_mergekit", "dare"])
+@pytest.mark.parametrize(
+    "method", ["ties", "ties_mergekit", "dare", "dare_ties", "della", "sce", "breadcrumbs_tensor"]
+)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused_by_name(tmp_path: Path, method: str, bad: float) -> None:
     base = {"a.weight": torch.randn(40, 700)}
@@ -122,11 +133,14 @@ def test_a_float64_floor_keeps_exactly_what_rounds_to_the_float32_one() -> None:
     assert exact_floors(np.array([0, np.inf], np.float32)).tolist() == [0, np.inf]
 
 
-def test_a_piece_is_read_again_where_its_memory_was_used_for_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_piece_is_read_again_where_its_memory_was_used_for_another(
+    tmp_path: Path, kept: bool
+) -> None:
     base = {"a.weight": torch.randn(900, 700), "b.weight": torch.randn(40, 700)}
     one = Family(tmp_path, base, expert_states(base, 3))
     plan = awd.plan_merge(one.recipe(), device="cpu")
-    tensors = [planned_vectors.tensor_vectors(plan, tensor) for tensor in plan.tensors]
+    tensors = [planned_vectors.tensor_vectors(plan, tensor, kept) for tensor in plan.tensors]
     pieces = [piece for tensor in tensors for piece in tensor.sweep()]
     for piece in pieces:
         assert piece.stored is not None

@@ -7,9 +7,7 @@ Their repository has no licence, so nothing of it is here. Float32 there, float6
 code of OptMerge, for LoRA, runs on a GPU only: its preset is held by the reference alone.
 """
 
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +15,13 @@ import pytest
 import awd_core as awd
 from awd_core.method import build
 from tests.method_runs import run
-from tests.rivals import mllmerging
+from tests.rivals import SCRIPTS, Results, answers, mllmerging
 from tests.unit.test_spectral_methods import task_vectors
 
 pytestmark = pytest.mark.slow
 
 SHAPES = {"a.weight": (24, 40), "b.weight": (33, 18), "a.bias": (24,), "conv.weight": (4, 3, 2, 2)}
 N_EXPERTS = 3
-Results = dict[str, dict[str, np.ndarray]]
 
 
 def vectors() -> dict[str, np.ndarray]:
@@ -36,18 +33,8 @@ def vectors() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder, clone = tmp_path_factory.mktemp("mllmerging"), mllmerging()
-    given = {f"{k}:{name}": taus[k] for name, taus in vectors().items() for k in range(N_EXPERTS)}
-    np.savez(folder / "given.npz", **given)
-    script = Path(__file__).parents[1] / "rivals" / "mllmerging.py"
-    command = [sys.executable, script, clone, folder / "given.npz", folder / "found.npz"]
-    subprocess.run(command, check=True, capture_output=True)
-    results: Results = {}
-    with np.load(folder / "found.npz") as arrays:
-        for key in arrays.files:
-            method, name = key.split(":")
-            results.setdefault(method, {})[name] = arrays[key]
-    return results
+    command = [sys.executable, SCRIPTS / "mllmerging.py", mllmerging()]
+    return answers(command, vectors(), tmp_path_factory.mktemp("mllmerging"))
 
 
 @pytest.mark.parametrize(
