@@ -82,6 +82,10 @@ def test_a_cancelled_evaluation_ends_its_process_and_leaves_nothing(
     assert jobs.status(job).state == "running"
     press(test, "Cancel")
     assert ended(test)[1].state == "cancelled"
+    # It says so before it ends.
+    deadline = time.monotonic() + 60
+    while jobs._alive(job.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
         os.killpg(job.pid, 0)
     test.run()
