@@ -191,13 +191,14 @@ def test_a_link_opens_a_slide_alone(app_server: AppServer, page: Page) -> None:
 def test_the_address_holds_block_kind_close_up_and_lambda_by_block(
     app_server: AppServer, browser: Browser, page: Page, close_up: str, slider: str
 ) -> None:
+    page.set_default_timeout(SOON)
     visit(page, app_server)
     page.get_by_text("λ by block").click()
     factors = page.get_by_role("textbox", name="Factors")
     factors.fill("block 1=0.5; block 3=2")
     factors.press("Enter")
     page.wait_for_url(re.compile("block_factors="), timeout=SOON)
-    page.get_by_role("slider", name="Block", exact=True).focus()
+    page.locator("input[aria-label=Block]").focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.wait_for_url(re.compile("[?&]block="), timeout=SOON)
@@ -211,12 +212,13 @@ def test_the_address_holds_block_kind_close_up_and_lambda_by_block(
     page.locator(IDLE).wait_for(timeout=SOON)
     context = browser.new_context()
     again = context.new_page()
+    again.set_default_timeout(SOON)
     again.goto(page.url)
     expect(again.get_by_role("slider", name=slider)).to_be_visible(timeout=SOON)
     for name in (slider, "Block"):
-        chosen = page.get_by_role("slider", name=name, exact=True).get_attribute("aria-valuetext")
-        thumb = again.get_by_role("slider", name=name, exact=True)
-        expect(thumb).to_have_attribute("aria-valuetext", chosen or "", timeout=SOON)
+        thumb = f"input[aria-label='{name}']"
+        chosen = page.locator(thumb).get_attribute("aria-valuetext")
+        expect(again.locator(thumb)).to_have_attribute("aria-valuetext", chosen or "", timeout=SOON)
     expect(again.get_by_role("radio", name=close_up)).to_be_checked()
     part = page.get_by_role("heading", name=re.compile("^Tensors of")).inner_text()
     assert ", " in part  # of one kind
