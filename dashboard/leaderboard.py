@@ -72,6 +72,7 @@ def show(study: Study) -> None:
         column_config=COLUMNS,
         hide_index=True,
         key="leaderboard_rows",
+        placeholder="–",
         alt="Methods in rows; accuracy, interference and cost of each in columns.",
     )
     most = max(map(int, found["zoos"]))

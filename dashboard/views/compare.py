@@ -39,9 +39,9 @@ def show() -> None:
     views = comparison.views(study, chosen)
     numbers = comparison.numbers(views, chosen)
     st.subheader("Measures of the whole model")
-    st.dataframe(
+    # A table breaks its words, so all settings are in view on a narrow screen, too.
+    st.table(
         numbers.style.format("{:.4g}", na_rep="needs weights"),
-        key="numbers",
         alt="Measures in rows, settings in columns.",
     )
     if study.n_experts > 1:

@@ -45,7 +45,7 @@ def recipe_of(test: AppTest) -> awd.Recipe:
 
 def frame_with(test: AppTest, *columns: str) -> pd.DataFrame:
     """The first table that has these columns."""
-    shown = [frame.value for frame in test.dataframe]
+    shown = [frame.value for frame in (*test.table, *test.dataframe)]
     return next(frame for frame in shown if set(columns) <= set(frame.columns))
 
 
