@@ -44,7 +44,7 @@ class Sce(MergeMethod):
     The weights are ratios, however small the task vectors: mergekit takes equal ones where the mean
     squares sum to less than 1e-6, which those of a fine-tuned language model do.
 
-    Cost: three sweeps of the tensor, one with select 1; one to merge.
+    Cost: four sweeps of the tensor, one with select 1; one to merge.
     """
 
     key: ClassVar[str] = "sce"
@@ -58,7 +58,7 @@ class Sce(MergeMethod):
         r" \quad\text{per tensor}"
     )
     executor: ClassVar[Executor] = "tensor"
-    passes: ClassVar[int] = 4
+    passes: ClassVar[int] = 5
     presets: ClassVar[dict[str, Preset]] = {
         "paper": Preset(
             {"select": 0.1, "fuse": "all"},
