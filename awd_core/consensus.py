@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from awd_core import merge_kernels
-from awd_core.lanes import whole_groups
 from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
 from awd_core.vectors import Piece, StoredVectors
@@ -46,10 +45,8 @@ class Election:
         return self._as_tensors(piece) if piece.stored is None else self._compiled(piece.stored)
 
     def _compiled(self, stored: StoredVectors) -> torch.Tensor:
-        merged = np.empty(whole_groups(stored.n))
-        finite = merge_kernels.elected_sum(
-            stored.for_kernels,
-            stored.n,
+        return stored.filled(
+            merge_kernels.elected_sum,
             exact_floors(self.floors),
             self.election,
             self.shares,
@@ -57,11 +54,7 @@ class Election:
             self.cancelled,
             self.tie,
             self.scale,
-            merged,
         )
-        if not finite:
-            stored.require_finite()
-        return torch.from_numpy(merged)[: stored.n].view(-1, stored.columns)
 
     def _as_tensors(self, piece: Piece) -> torch.Tensor:
         weighted = trim(piece.task_vectors, self.floors) * columns(self.election, piece.base)

@@ -222,7 +222,7 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
         yield from weighted_tensors(plan, tensors)
         return
     survey = _survey(plan, tensors)
-    for kept, group in groupby(tensors, key=partial(_is_kept, plan)):
+    for kept, group in groupby(tensors, key=partial(is_kept, plan)):
         if kept:
             # A thread for each: none waits for the last piece of a tensor before the next sweep.
             own = list(group)
@@ -231,10 +231,6 @@ def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) ->
         else:
             for tensor in group:
                 yield tensor, _final_blocks(plan, survey, tensor)
-
-
-def _is_kept(plan: Plan, tensor: StoredTensor) -> bool:
-    return tensor.name in plan.merged_names and is_kept(plan, tensor)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ import torch
 from awd_core import merge_kernels
 from awd_core.errors import RecipeError, nearest
 from awd_core.knobs import Preset, Value, checked, knob
-from awd_core.lanes import whole_groups
 from awd_core.parallel import WORKERS
 from awd_core.stream import CHUNK_ELEMENTS, KEPT_BYTES
 from awd_core.vectors import Piece, TensorVectors, Vectors
@@ -314,10 +313,8 @@ def linear_sum(piece: Piece, multipliers: np.ndarray) -> torch.Tensor:
         merged = weighted_sum(multipliers[1:], piece.task_vectors)
         of_base = float(multipliers[0])
         return merged.add_(piece.base, alpha=of_base) if of_base else merged
-    out, exact = np.empty(whole_groups(stored.n)), np.ascontiguousarray(multipliers, np.float64)
-    if not merge_kernels.linear_sum(stored.for_kernels, stored.n, exact, out):
-        stored.require_finite()
-    return torch.from_numpy(out[: stored.n]).view(-1, stored.columns)
+    exact = np.ascontiguousarray(multipliers, np.float64)
+    return stored.filled(merge_kernels.linear_sum, exact)
 
 
 def weighted_sum(

@@ -32,9 +32,10 @@ def model_vectors(plan: Plan) -> Vectors:
 
 
 def is_kept(plan: Plan, tensor: StoredTensor) -> bool:
-    """Whether one thread can hold a tensor of base and experts, and make all of its result."""
-    cut = plan.device.type == "cpu" and plan.method.executor != "matrix"
-    return cut and Reader(tensor, plan.experts, plan.device).n_bytes <= KEPT_BYTES
+    """Whether one thread merges a tensor alone, with base and experts in its memory."""
+    in_pieces = plan.device.type == "cpu" and plan.method.executor != "matrix"
+    merges = in_pieces and tensor.name in plan.merged_names
+    return merges and Reader(tensor, plan.experts, plan.device).n_bytes <= KEPT_BYTES
 
 
 def tensor_vectors(plan: Plan, tensor: StoredTensor, kept: bool = False) -> TensorVectors:
@@ -44,8 +45,10 @@ def tensor_vectors(plan: Plan, tensor: StoredTensor, kept: bool = False) -> Tens
     whole_delta = cache(lambda: _whole_redundant(plan, tensor))
     delta_of_all = cache(lambda: _tensor_redundant(plan, tensor, whole_delta()))
 
-    reader = cache(lambda: Reader(tensor, plan.experts, plan.device))
-    read = cache(lambda: KeptReader(reader()) if kept else reader())
+    @cache
+    def read() -> Reader | KeptReader:
+        reader = Reader(tensor, plan.experts, plan.device)
+        return KeptReader(reader) if kept else reader
 
     def sweep() -> Iterator[Piece]:
         delta, c = whole_delta(), _for_kernels(plan, tensor)

@@ -15,7 +15,7 @@ import torch
 from awd_core import layout, merge_kernels
 from awd_core.gram import pack, unpack, with_base
 from awd_core.kernels import FLOAT64
-from awd_core.lanes import LANES
+from awd_core.lanes import LANES, whole_groups
 from awd_core.linear_algebra import LowRank
 from awd_core.parallel import in_order
 from awd_core.stream import Packed
@@ -58,6 +58,22 @@ class StoredVectors:
         where = self.first, self.columns
         dropped = self.streams, np.uint64(self.limit)
         return *self.packed.for_kernels, self.scales, self.redundant, *where, *dropped
+
+    def filled(self, kernel: Callable[..., bool], *arguments: Any) -> torch.Tensor:
+        """What a kernel writes, a number for every element, (rows, columns) float64.
+
+        Args:
+            kernel: Takes what is stored, n, the arguments and room for the result; says whether
+                every number it read is finite.
+            arguments: Of the kernel.
+
+        Raises:
+            AwdError: A weight is not finite.
+        """
+        out = np.empty(whole_groups(self.n))
+        if not kernel(self.for_kernels, self.n, *arguments, out):
+            self.require_finite()
+        return torch.from_numpy(out[: self.n]).view(-1, self.columns)
 
 
 class Piece:

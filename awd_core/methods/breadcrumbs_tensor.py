@@ -9,7 +9,6 @@ import torch
 from awd_core import merge_kernels
 from awd_core.consensus import trim
 from awd_core.knobs import Preset, knob
-from awd_core.lanes import whole_groups
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import Executor, MergeMethod, weighted_sum
 from awd_core.vectors import Piece, TensorVectors
@@ -67,9 +66,5 @@ class BreadcrumbsTensor(MergeMethod):
         if stored is None:
             vectors = piece.task_vectors
             return weighted_sum(coefficients, trim(vectors, floors) - trim(vectors, outliers))
-        merged = np.empty(whole_groups(stored.n))
         between = exact_floors(floors), exact_floors(outliers)
-        where = stored.for_kernels, stored.n
-        if not merge_kernels.sum_between(*where, *between, coefficients, merged):
-            stored.require_finite()
-        return torch.from_numpy(merged[: stored.n]).view(-1, stored.columns)
+        return stored.filled(merge_kernels.sum_between, *between, coefficients)

@@ -125,10 +125,7 @@ def _deviation(piece: Piece) -> torch.Tensor:
     """
     stored = piece.stored
     if stored is not None:
-        out = np.empty(whole_groups(stored.n))
-        if not merge_kernels.deviations(stored.for_kernels, stored.n, out):
-            stored.require_finite()
-        return torch.from_numpy(out[: stored.n]).view(-1, stored.columns)
+        return stored.filled(merge_kernels.deviations)
     vectors = piece.task_vectors
     squares, sums = torch.zeros_like(piece.base), torch.zeros_like(piece.base)
     for distance in vectors[1:] - vectors[0]:
