@@ -1,7 +1,8 @@
 """The spectra of a study: a level of its own, collected on demand and kept beside the Grams."""
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from awd_core.errors import MismatchError, StudyError
 from awd_core.gram import pack
+from awd_core.parallel import in_order
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.spectra import Spectra, matrix_spectra
 from awd_core.spectral import matrices
-from awd_core.stream import resolve_device
+from awd_core.stream import chunks, resolve_device
 from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
@@ -94,17 +96,13 @@ def _all_spectra(
     )
     found: list[Spectra] = []
     rotated: dict[str, np.ndarray] = {}
-    # One matrix leaves cores idle in its eigendecompositions; the next one fills them.
-    with ThreadPoolExecutor(WORKERS if device.type == "cpu" else 1) as pool:
-        running = pool.map(lambda tensor: _spectra(tensor, experts, device), stored)
-        try:
-            for tensor, (spectra, grams) in zip(stored, running, strict=True):
-                found.append(spectra)
-                rotated[tensor.name] = pack(grams)
-                report.advance(tensor.n_bytes, tensor.name)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    task, workers = partial(_spectra, experts, device), WORKERS if device.type == "cpu" else 1
+    with _threads_shared_among(workers):
+        for tensor, one in zip(stored, in_order(task, stored, workers), strict=True):
+            spectra, grams = one
+            found.append(spectra)
+            rotated[tensor.name] = pack(grams)
+            report.advance(tensor.n_bytes, tensor.name)
     if not found:
         raise StudyError(
             "No expert changes a matrix, so there is nothing to decompose", where=study.path
@@ -112,39 +110,46 @@ def _all_spectra(
     return _stacked(found) | {"positions": np.array(changed, dtype=np.int64)}, rotated
 
 
+@contextmanager
+def _threads_shared_among(workers: int) -> Iterator[None]:
+    """Threads of a matrix operation: as many as there are for every worker.
+
+    Threads of one eigendecomposition wait for one another; those of two do not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _spectra(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+    experts: Sequence[Checkpoint], device: torch.device, tensor: StoredTensor
 ) -> tuple[Spectra, np.ndarray]:
     side = min(tensor.matrix_shape)
-    moved = _moved_rows(matrices(tensor, experts, device))
-    if moved is None:
-        return matrix_spectra(
-            tensor.name, len(experts), side, lambda: matrices(tensor, experts, device)
-        )
-    return matrix_spectra(tensor.name, len(experts), side, lambda: moved)
+    moved = _moved_rows(tensor, experts, device)
+    sweep = partial(matrices, tensor, experts, device) if moved is None else lambda: moved
+    return matrix_spectra(tensor.name, len(experts), side, sweep)
 
 
-def _moved_rows(vectors: Iterable[torch.Tensor]) -> list[torch.Tensor] | None:
-    """The rows that any expert moves, of every expert; None where that is too much to hold.
+def _moved_rows(
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+) -> torch.Tensor | None:
+    """The rows that any expert moves, of every expert, (K, rows, columns) float64.
 
-    Rows of zeros change no singular value and no product. Of an embedding only the rows of tokens
-    that were seen in training are left.
+    None where that is too much to hold. Rows of zeros change no singular value and no product. Of
+    an embedding only the rows of tokens that were seen in training are left.
     """
-    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    held: list[torch.Tensor] = []
     n_bytes = 0
-    for tau in vectors:
-        rows = tau.any(1).nonzero()[:, 0]
-        n_bytes += 8 * rows.numel() * tau.shape[1]
+    for chunk in chunks(tensor, experts, device):
+        moved = chunk.task_vectors.any(2).any(0)
+        held.append(chunk.task_vectors if moved.all() else chunk.task_vectors[:, moved])
+        n_bytes += held[-1].nbytes
         if n_bytes > MOST_HELD:
             return None
-        held.append((rows, tau[rows]))
-    union = torch.unique(torch.cat([rows for rows, _ in held]))
-    found = []
-    for rows, own in held:
-        whole = own.new_zeros((len(union), own.shape[1]))
-        whole[torch.searchsorted(union, rows)] = own
-        found.append(whole)
-    return found
+    return torch.cat(held, dim=1)
 
 
 def _stacked(found: Sequence[Spectra]) -> dict[str, np.ndarray]:

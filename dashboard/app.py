@@ -5,7 +5,8 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import controls, state
-from dashboard.latency import begin_run, settle_server
+from dashboard.awd_controls import nearby
+from dashboard.latency import begin_run, settle_server, solve_ahead
 
 st.set_page_config(
     page_title="AWD Studio",
@@ -49,6 +50,9 @@ def show_page() -> None:
         if not ready:
             waiting.empty()
     page.run()
+    if page != OPEN:
+        study, setting = state.current()
+        solve_ahead(study, setting, nearby(setting.disentangle))
 
 
 def _refuse(error: state.CoreError) -> None:

@@ -1,6 +1,8 @@
 """The part of the sidebar that decides the redundant vector: preset, granularity, constraint."""
 
+from bisect import bisect
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +37,8 @@ FRACTIONS = (
 # alpha in the paper's units; the first is that of the authors' later code.
 ALPHAS = (1e-6, 0.0, PAPER_ALPHA, *np.geomspace(1e-4, 10, 31).round(5).tolist())
 RADII = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+# The field of `Settings` that a slider of the norm constraint sets, and its positions.
+CONSTRAINTS = {"alpha_relative": FRACTIONS, "alpha": ALPHAS, "radius": RADII}
 STEPS = (10, 30, 100, 300, 1000, 2000, 3000, 5000)
 RELATIVE, PAPER, BOUND = "× α_crit", "paper's units", "bound r"
 PENALTIES = {"l2": "‖δ‖", "l2_squared": "‖δ‖²", "none": "none"}
@@ -297,9 +301,27 @@ def _follow(key: str, field: str) -> None:
     """The figures follow a slider before anything else does."""
     _, setting = state.current()
     if setting.disentangle is not None:
-        fields = setting.disentangle.model_dump(exclude_unset=True)
-        fields[field] = float(st.session_state[key])
-        follow(replace(setting, disentangle=Settings.model_validate(fields)))
+        moved = _moved(setting.disentangle, field, float(st.session_state[key]))
+        follow(replace(setting, disentangle=moved))
+
+
+def _moved(settings: Settings, field: str, value: float) -> Settings:
+    return Settings.model_validate(settings.model_dump(exclude_unset=True) | {field: value})
+
+
+def nearby(settings: Settings | None) -> tuple[Settings, ...]:
+    """Where the next drag of the norm constraint may end, the nearest first."""
+    if settings is None:
+        return ()
+    for field, options in CONSTRAINTS.items():
+        value = getattr(settings, field)
+        if value is not None:
+            others = sorted(set(options) - {value})
+            at = bisect(others, value)
+            below, above = others[:at][::-1], others[at:]
+            near = [one for pair in zip_longest(below[:2], above[:2]) for one in pair]
+            return tuple(_moved(settings, field, one) for one in near if one is not None)
+    return ()
 
 
 def _critical_alphas(study: Study, granularity: Granularity) -> np.ndarray:

@@ -82,7 +82,7 @@ def _pictures(study: Study, setting: Setting, view: View) -> None:
             part = chosen_part(study, view, first)
         experts = chosen_experts(study, second)
         draw_first(
-            lambda chosen: st.html(_matrices(state.view(study, chosen), look, part, experts)),
+            lambda chosen: _matrices(state.view(study, chosen), look, part, experts),
             setting,
         )
     with left:

@@ -96,7 +96,7 @@ def _cosines(study: Study, setting: Setting) -> None:
         st.info("One expert: there is no pair to compare.")
         return
     title = "Cosine of every two experts over the whole model"
-    draw_first(lambda chosen: st.html(cosine_matrices(state.view(study, chosen), title)), setting)
+    draw_first(lambda chosen: cosine_matrices(state.view(study, chosen), title), setting)
     st.caption("Page Interference shows it block by block.")
 
 
