@@ -15,10 +15,13 @@ from awd_core import AwdError, Settings, Study
 from dashboard import state
 from dashboard.state import Setting
 
-FIRST, FOLLOWED, AHEAD = "first", "followed", "ahead"
+FIRST, FOLLOWED, AHEAD, LOADED = "first", "followed", "ahead", "loaded"
 
 # Measured in Chromium on two cores: what a browser needs to draw and paint the matrices.
 SECONDS_TO_PAINT = 0.12
+# What a new tab needs until they are painted, if it is not given a Plotly figure meanwhile: loading
+# Plotly takes it another 1.6 s, in which it shows nothing.
+SECONDS_TO_LOAD = 1.2
 # The script's thread hands over to the one that sends its messages; Python's own value is 5 ms.
 SECONDS_BEFORE_A_SWITCH = 0.0005
 # Of which a solve takes about half a second; longer ones are not begun unasked.
@@ -63,7 +66,8 @@ def draw_first(html: Callable[[Setting], str], setting: Setting) -> None:
     place.html(html(setting))
     st.session_state[FIRST] = _First(place, html)
     if not st.session_state.pop(FOLLOWED, False):
-        time.sleep(SECONDS_TO_PAINT)
+        time.sleep(SECONDS_TO_PAINT if LOADED in st.session_state else SECONDS_TO_LOAD)
+    st.session_state[LOADED] = True
 
 
 def solve_ahead(study: Study, setting: Setting, nearby: Sequence[Settings]) -> None:

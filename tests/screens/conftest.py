@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page
 
 import awd_core as awd
 from awd_core import zoo
+from dashboard import latency
 from tests.screens.server import NO_CHROMIUM, AppServer, find_chromium, open_browser, run_app
 
 
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
         if skip and item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason=NO_CHROMIUM))
+
+
+@pytest.fixture(autouse=True)
+def no_browser_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, where pages are drawn without one; `app_server` is another."""
+    for name in ("SECONDS_TO_PAINT", "SECONDS_TO_LOAD"):
+        monkeypatch.setattr(latency, name, 0.0)
 
 
 @pytest.fixture
