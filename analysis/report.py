@@ -30,6 +30,7 @@ from analysis.view import View, factors_by_tensor
 from awd_core import AwdError, Recipe, Study, files
 from awd_core.errors import RecipeError
 from awd_core.method import LinearMethod
+from awd_core.naming import counted
 
 # Rows of a table shown under its figure; the whole is in the files that the app offers.
 MOST_ROWS = 400
@@ -148,7 +149,9 @@ def html(about: Reviewed) -> str:
 
 
 def _title(about: Reviewed) -> str:
-    return f"Merge review: {len(about.recipe.experts)} experts of {about.study.base.label}"
+    return (
+        f"Merge review: {counted(len(about.recipe.experts), 'expert')} of {about.study.base.label}"
+    )
 
 
 def _head(about: Reviewed) -> str:

@@ -20,6 +20,7 @@ from rich.markup import escape
 import awd_core as awd
 from awd_core import closer
 from awd_core.checkpoints import BaseFit, Estimate, Problem
+from awd_core.checkpoints.estimate import in_words
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
 from awd_core.events import Watcher
 from awd_core.method_docs import description
@@ -462,7 +463,7 @@ def _print_preflight(
             print_line(f"From {escape(fit.base)}, ||tau|| / ||theta_0||: {escape(norms)}{cosine}.")
     out.print(
         f"{estimate.parameters:,} parameters; {estimate.bytes_to_read / 1e6:,.0f} MB to read,"
-        f" {estimate.bytes_to_write / 1e6:,.0f} MB to write; about {_duration(estimate.seconds)}."
+        f" {estimate.bytes_to_write / 1e6:,.0f} MB to write; {in_words(estimate.seconds)}."
     )
     for name, one in (("memory", estimate.memory), ("disk", estimate.disk)):
         free = "" if one.free is None else f" of {one.free / 1e9:.1f} GB free"
@@ -471,10 +472,6 @@ def _print_preflight(
 
 def _severity_and_kind(problem: Problem) -> tuple[str, str]:
     return problem.severity, problem.kind
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

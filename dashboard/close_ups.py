@@ -221,7 +221,7 @@ def _no_spectra(study: Study) -> None:
         command = ("spectra", str(study.path), *allowed)
         state.watch_job(jobs.start("Singular values", command, study.path).id)
         st.rerun()
-    show_job()
+    show_job(lambda job: job.command[0] == "spectra")
 
 
 def _numbers(table: pd.DataFrame, key: str) -> None:

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from awd_core import Study
+from awd_core.naming import counted
 from dashboard import journal, state
 from dashboard.awd_controls import awd_controls
 from dashboard.block_controls import block_controls
@@ -42,7 +43,7 @@ def sidebar(study: Study) -> tuple[Study, Setting]:
 
 def _headline(study: Study) -> None:
     name = "The zoo" if is_zoo(study) else study.path.name if study.path else "Study"
-    st.markdown(f"**{name}**: {study.base.label} and {study.n_experts} experts")
+    st.markdown(f"**{name}**: {study.base.label} and {counted(study.n_experts, 'expert')}")
     n_elements = sum(tensor.n_elements for tensor in study.tensors)
     size = f"{n_elements / 1e6:,.1f} M" if n_elements >= 1e6 else f"{n_elements:,}"
     st.caption(

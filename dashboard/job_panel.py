@@ -1,15 +1,25 @@
 """The progress of the job that this session looks at: bar, time left, cancel, outcome."""
 
+from collections.abc import Callable
+
+import pandas as pd
 import streamlit as st
 
 from dashboard import jobs, state
 
-# Commands whose result is what they print.
-TOLD_BY_TEXT = ("verify", "locks")
+PASSED = {
+    True: ":material/check_circle: yes",
+    False: ":material/error: no",
+    None: ":material/help: not checked",
+}
 
 
-def show_job() -> None:
-    """Draw the panel; it redraws itself while the job runs."""
+def show_job(is_of_page: Callable[[jobs.Job], bool]) -> None:
+    """Draw the panel; it redraws itself while the job runs.
+
+    Args:
+        is_of_page: Whether how a job ended is said on this page; that one runs is said on all.
+    """
     job_id = state.job_id()
     if job_id is None:
         return
@@ -19,7 +29,7 @@ def show_job() -> None:
         return
     if jobs.status(job).state == "running":
         _running(job_id)
-    else:
+    elif is_of_page(job):
         _ended(job)
 
 
@@ -38,13 +48,25 @@ def _running(job_id: str) -> None:
         jobs.cancel(job)
 
 
+def _verification(job: jobs.Job) -> None:
+    """What a verification looked at, and what it found."""
+    found = jobs.printed_json(job)
+    if found["ok"]:
+        st.success(f"{job.title} is done: `{job.output}`", icon=":material/check_circle:")
+    else:
+        st.error(f"`{job.output}` is not what its recipe makes.", icon=":material/error:")
+    rows = [(one["name"], PASSED[one["ok"]], one["detail"]) for one in found["checks"]]
+    st.table(pd.DataFrame(rows, columns=["check", "passed", "what was found"]).set_index("check"))
+
+
 def _ended(job: jobs.Job) -> None:
     now = jobs.status(job)
-    if now.state == "done":
+    if now.state == "done" and job.command[0] == "verify":
+        _verification(job)
+    elif now.state == "done":
         st.success(f"{job.title} is done: `{job.output}`", icon=":material/check_circle:")
-        if job.command[0] in TOLD_BY_TEXT:
-            log = (job.folder / "log.txt").read_text(encoding="utf-8").strip()
-            st.code(log, language=None)
+        if job.command[0] == "locks":
+            st.code(jobs.printed(job), language=None, wrap_lines=True)
     elif now.state == "cancelled":
         st.info(f"{job.title} was cancelled; nothing was left behind.", icon=":material/block:")
     else:

@@ -148,3 +148,14 @@ def _last_event(events: Path) -> dict[str, Any]:
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-6:]
     return "\n".join(lines) or "The process ended without a message."
+
+
+def printed(job: Job) -> str:
+    """What a job printed, errors too."""
+    return (job.folder / "log.txt").read_text(encoding="utf-8").strip()
+
+
+def printed_json(job: Job) -> dict[str, Any]:
+    """The object that `--json` printed, whatever libraries printed before and after it."""
+    text = printed(job)
+    return json.JSONDecoder().raw_decode(text, text.index("{\n"))[0]

@@ -43,7 +43,7 @@ def draw(study: Study, setting: Setting) -> None:
     recipe = setting.recipe(study)
     if texts is not None:
         _start(study, recipe, texts)
-    show_job()
+    show_job(lambda job: job.command[0] == "evaluate")
     _results(study, recipe)
 
 

@@ -115,3 +115,10 @@ def _free_memory() -> int | None:
     except (OSError, ValueError):  # another system, or no container
         pass
     return min(free, default=None)
+
+
+def in_words(seconds: float) -> str:
+    """A rough time: `under 1 s`, `about 20 s`, `about 5 min`."""
+    if seconds < 1:
+        return "under 1 s"
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"

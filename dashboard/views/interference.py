@@ -31,10 +31,14 @@ def show() -> None:
     """Draw the page."""
     study, setting = state.current()
     view = state.view(study, setting)
-    if study.n_experts < 2:
-        st.info("One expert interferes with nothing. Open a base with two or more experts.")
-        return
     st.title("Where do the experts interfere?", help=COSINE_HELP)
+    if study.n_experts < 2:
+        st.info(
+            "One expert interferes with nothing. Open its base with two or more experts. What this"
+            " one alone shows (lost updates, singular values) stands on page Report.",
+            icon=":material/info:",
+        )
+        return
     if not tables.pair_by_block(view)["cosine"].notna().to_numpy().any():
         st.info("No block is moved by two experts: there is nothing to interfere.")
         return

@@ -10,12 +10,16 @@ import awd_core as awd
 from awd_core import AwdError, Checkpoint, Recipe, Study, files, open_checkpoint
 from awd_core.mergekit import to_mergekit
 from awd_core.method import MergeMethod
+from awd_core.naming import counted
 from awd_core.writer import sidecars
 from dashboard import jobs, roots, state
 from dashboard.job_panel import show_job
 from dashboard.state import Setting
 
-DTYPES = ("base", "float32", "bfloat16", "float16")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = ("base", *BYTES)
+# Commands whose end is told here.
+OF_PAGE = ("merge", "verify")
 EXECUTORS = {
     "gram": "a weighted sum; everything about it follows from the study",
     "stream": "piece by piece, after statistics of the whole model if it needs any",
@@ -65,7 +69,7 @@ def _in_words(study: Study, setting: Setting) -> str:
     if method.takes_coefficients:
         low, high = min(setting.coefficients), max(setting.coefficients)
         lambdas = f" λ = **{low:g}**," if low == high else f" λ from **{low:g}** to **{high:g}**,"
-    return f"**{method.title}** of {study.n_experts} experts,{lambdas} {words}."
+    return f"**{method.title}** of {counted(study.n_experts, 'expert')},{lambdas} {words}."
 
 
 def _recipe(study: Study, setting: Setting) -> Recipe:
@@ -105,16 +109,24 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
         icon=":material/save:",
         disabled=running or base is None or not target.strip(),
     ):
-        out = roots.allowed(target.strip())
-        files.require_new(out)
-        recipe_file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
-        recipe_file.parent.mkdir(parents=True, exist_ok=True)
-        recipe_file.write_text(recipe.to_yaml(), encoding="utf-8")
-        command = ("merge", str(recipe_file), str(out), *_allowed())
-        state.watch_job(jobs.start("Export", command, out).id)
-    show_job()
+        try:
+            _start(recipe, target.strip())
+        except AwdError as error:
+            state.show_error(error)
+            return
+    show_job(lambda job: job.command[0] in OF_PAGE)
     if (job := state.job_id()) and not _is_running(job):
         _offer_verification(job)
+
+
+def _start(recipe: Recipe, target: str) -> None:
+    out = roots.allowed(target)
+    files.require_new(out)
+    recipe_file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
+    recipe_file.parent.mkdir(parents=True, exist_ok=True)
+    recipe_file.write_text(recipe.to_yaml(), encoding="utf-8")
+    command = ("merge", str(recipe_file), str(out), *_allowed())
+    state.watch_job(jobs.start("Export", command, out).id)
 
 
 def _is_running(job_id: str) -> bool:
@@ -128,7 +140,7 @@ def _allowed() -> tuple[str, ...]:
 
 def _offer_verification(job_id: str) -> None:
     job = jobs.load(job_id)
-    if job is None or job.command[0] not in ("merge", "verify"):
+    if job is None or job.command[0] not in OF_PAGE:
         return
     folder = Path(job.output)
     if jobs.status(job).state != "done" or not folder.is_dir():
@@ -138,7 +150,7 @@ def _offer_verification(job_id: str) -> None:
         icon=":material/fact_check:",
         help="Hash every file, derive every tensor again from the recipe, load with transformers.",
     ):
-        command = ("verify", job.output, *_allowed())
+        command = ("verify", job.output, "--json", *_allowed())
         state.watch_job(jobs.start("Verification", command, folder).id)
         st.rerun()
     with st.expander("What is in the folder", icon=":material/folder_open:"):
@@ -169,7 +181,11 @@ def _method(method: type[MergeMethod], study: Study) -> None:
 def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
     st.markdown("**What will be written**")
     rows = [
-        {"file": file.name, "MB": round(file.stat().st_size / 1e6, 2), "from": "merged"}
+        {
+            "file": file.name,
+            "MB": round(_weight_bytes(base, file, recipe) / 1e6, 2),
+            "from": "merged",
+        }
         for file in base.files
     ]
     rows += [
@@ -192,6 +208,16 @@ def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
     st.caption(
         f"About {total:,.2f} GB to write, {free:,.0f} GB are free: **{verdict}**. Types:"
         f" {'as in the base' if recipe.dtype == 'base' else recipe.dtype}."
+    )
+
+
+def _weight_bytes(base: Checkpoint, file: Path, recipe: Recipe) -> int:
+    """Bytes of the tensors of a file in the type that the recipe asks for."""
+    width = BYTES.get(recipe.dtype)
+    return sum(
+        tensor.n_elements * width if width and tensor.is_float else tensor.n_bytes
+        for tensor in base.stored.values()
+        if tensor.file == file
     )
 
 

@@ -1,6 +1,7 @@
 """Open: the zoo, studies of this machine or from a file, or checkpoints of one's own."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +11,17 @@ import streamlit as st
 import awd_core as awd
 from awd_core import AwdError, Checkpoint, archive, files
 from awd_core.archive import SUFFIX
-from awd_core.checkpoints import BaseFit, Estimate
+from awd_core.checkpoints import BaseFit, Estimate, Problem
+from awd_core.checkpoints.estimate import in_words
+from awd_core.naming import counted
 from dashboard import jobs, roots, sources, state, studies
 from dashboard.evaluations import is_zoo
 from dashboard.job_panel import show_job
 
 MOST_STUDIES = 8
+PROBLEM = ["severity", "kind", "where", "received", "expected", "remedy"]
+# Commands whose end is told here.
+OF_PAGE = ("collect", "locks")
 PICKLE_HELP = """
 For models that have no safetensors file. Only plain tensors are read, by PyTorch's restricted
 unpickler; no code in the file is run. Leave it off for files of people you do not know.
@@ -87,7 +93,8 @@ def _dropped() -> None:
         state.show_error(error)
         return
     st.success(
-        f"{study.base.label} and {study.n_experts} experts, {len(study.tensors)} tensors.",
+        f"{study.base.label} and {counted(study.n_experts, 'expert')},"
+        f" {counted(len(study.tensors), 'tensor')}.",
         icon=":material/check_circle:",
     )
     if st.button("Look at this study", type="primary", icon=":material/visibility:"):
@@ -96,7 +103,8 @@ def _dropped() -> None:
 
 def _look_at(folder: Path | None) -> None:
     state.choose_study(folder)
-    st.switch_page("views/interference.py")
+    # Left to itself it clears the address, which fails where a widget has its value there.
+    st.switch_page("views/interference.py", query_params={})
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -121,7 +129,7 @@ def _checkpoints() -> None:
     pickle = _pickle_choice()
     if not base or not experts:
         st.info("Give a base and at least two experts fine-tuned from it.", icon=":material/info:")
-        show_job()
+        show_job(lambda job: job.command[0] in OF_PAGE)
         return
     try:
         opened = [
@@ -137,9 +145,10 @@ def _checkpoints() -> None:
         return
     _preflight(report, fit)
     _estimate(report.estimate)
-    _jobs(opened[0], opened[1:], report, pickle)
-    show_job()
-    _open_collected()
+    asked = tuple(checkpoint.source for checkpoint in opened)
+    _jobs(asked, _free_study(opened), report, pickle)
+    show_job(partial(_is_about, asked))
+    _open_collected(asked)
 
 
 def _browse() -> None:
@@ -224,14 +233,17 @@ def _pickle_choice() -> bool:
 def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
     problems = [*report.problems, *(awd.base_problems([fit]) if fit else ())]
     if problems:
-        table = pd.DataFrame([vars(problem) for problem in problems])
-        columns = ["severity", "kind", "where", "received", "expected", "remedy"]
-        st.dataframe(table[columns], hide_index=True, key="problems", alt="What stands in the way.")
+        alike = _alike(problems)
+        st.table(pd.DataFrame(alike, columns=PROBLEM).set_index("severity"))
+        if len(alike) < len(problems):
+            with st.expander(f"All {len(problems):,} of them", icon=":material/table:"):
+                table = pd.DataFrame([vars(problem) for problem in problems], columns=PROBLEM)
+                st.dataframe(table, hide_index=True, key="problems", alt="What stands in the way.")
     if report.ok and not problems:
         st.success("Nothing stands in the way of a merge.", icon=":material/check_circle:")
     elif report.ok:
         st.warning(
-            f"Nothing stops a merge; {len(problems)} things are worth a look.",
+            f"Nothing stops a merge; {counted(len(problems), 'thing')} to look at.",
             icon=":material/warning:",
         )
     else:
@@ -245,6 +257,17 @@ def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
             f"Distance from {fit.base}, ‖τ‖ / ‖θ₀‖ on a sample of rows: {norms}. A fine-tuned"
             " expert is a few percent from its base; one from another base is far."
         )
+
+
+def _alike(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """One row for all problems of one kind with one remedy, so that every remedy is seen."""
+    groups: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.severity, problem.kind, problem.remedy), []).append(problem)
+    return [
+        vars(first) | {"where": first.where + (f", and {len(more):,} more" if more else "")}
+        for first, *more in groups.values()
+    ]
 
 
 def _estimate(estimate: Estimate) -> None:
@@ -262,14 +285,14 @@ def _estimate(estimate: Estimate) -> None:
     seconds = estimate.seconds
     time.metric(
         "Time, roughly",
-        f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min",
+        in_words(seconds),
         f"{estimate.bytes_to_read / 1e6:,.0f} MB to read once",
         delta_color="off",
         delta_arrow="off",
     )
     size.metric(
         "Parameters",
-        f"{estimate.parameters / 1e6:,.1f} M",
+        f"{n / 1e6:,.1f} M" if (n := estimate.parameters) >= 1e6 else f"{n:,}",
         f"{estimate.bytes_to_write / 1e6:,.0f} MB to write",
         delta_color="off",
         delta_arrow="off",
@@ -278,16 +301,12 @@ def _estimate(estimate: Estimate) -> None:
         st.warning("There is not enough room here for the merge.", icon=":material/warning:")
 
 
-def _jobs(
-    base: Checkpoint, experts: Sequence[Checkpoint], report: awd.Preflight, pickle: bool
-) -> None:
+def _jobs(asked: tuple[str, ...], out: Path, report: awd.Preflight, pickle: bool) -> None:
     running = (job_id := state.job_id()) is not None and _running(job_id)
-    sources = (base.source, *(expert.source for expert in experts))
     allowed = ("--allow-pickle",) if pickle else ()
     with st.container(horizontal=True):
         if st.button("Collect", type="primary", disabled=not report.ok or running):
-            out = _free_name(files.home() / "studies" / f"{base.label}-{len(experts)}-experts")
-            command = ("collect", *sources, "--output", str(out), *allowed)
+            command = ("collect", *asked, "--output", str(out), *allowed)
             state.watch_job(jobs.start("Reading task vectors", command, out).id)
         if st.button(
             "Look for locks",
@@ -296,8 +315,15 @@ def _jobs(
             disabled=not report.ok or running,
             help=LOCKS_HELP,
         ):
-            command = ("locks", *sources, *allowed)
-            state.watch_job(jobs.start("The search for locks", command, Path(sources[0])).id)
+            command = ("locks", *asked, *allowed)
+            state.watch_job(jobs.start("The search for locks", command, Path(asked[0])).id)
+
+
+def _is_about(asked: tuple[str, ...], job: jobs.Job) -> bool:
+    """Whether a job read these checkpoints and no others."""
+    kind, *rest = job.command
+    options = next((at for at, one in enumerate(rest) if one.startswith("--")), len(rest))
+    return kind in OF_PAGE and tuple(rest[:options]) == asked
 
 
 def _running(job_id: str) -> bool:
@@ -305,12 +331,21 @@ def _running(job_id: str) -> bool:
     return job is not None and jobs.status(job).state == "running"
 
 
-def _open_collected() -> None:
+def _open_collected(asked: tuple[str, ...]) -> None:
     job = jobs.load(state.job_id() or "")
-    if job is None or job.command[0] != "collect" or jobs.status(job).state != "done":
+    if job is None or job.command[0] != "collect" or not _is_about(asked, job):
         return
-    if st.button("Look at it", type="primary", icon=":material/visibility:"):
+    if jobs.status(job).state == "done" and st.button(
+        "Look at it", type="primary", icon=":material/visibility:"
+    ):
         _look_at(Path(job.output))
+
+
+def _free_study(opened: Sequence[Checkpoint]) -> Path:
+    """A folder for the study of a base and its experts."""
+    n_experts = len(opened) - 1
+    name = f"{opened[0].label}-{n_experts}-expert{'s' * (n_experts != 1)}"
+    return _free_name(files.home() / "studies" / name)
 
 
 def _free_name(out: Path) -> Path:

@@ -7,7 +7,7 @@ from analysis.view import View
 from awd_core import Study
 from dashboard import comparison, journal, state
 from dashboard.accuracy_panel import accuracy_panel
-from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
+from dashboard.charts import chart, cosine_matrices, cosine_metric, signed, theme
 from dashboard.latency import draw_first
 from dashboard.state import Setting
 
@@ -35,7 +35,8 @@ def show() -> None:
 def _numbers(study: Study, setting: Setting, view: View) -> None:
     summary = tables.summary(view).set_index("key")
     columns = st.columns(4)
-    cosine_metric(columns[0], view)
+    if study.n_experts > 1:
+        cosine_metric(columns[0], view)
     columns[1].metric(
         "Redundant vector ‖δ‖",
         f"{view.disentangled.redundant_norm:.3g}",
@@ -51,8 +52,9 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
     columns[2].metric(
         "Merged norm ‖τ_M‖",
         f"{merged['after']:.3g}",
-        f"{change:+.1%} by AWD",
+        f"{signed(change, '.1%')} by AWD",
         delta_color="off",
+        delta_arrow="off",
         help="Length of the step from the base to the merge. AWD shortens it: compare settings at"
         " each one's best λ, not at the same λ.",
     )
@@ -61,8 +63,9 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
     columns[3].metric(
         "Retained signal",
         f"{retained['after']:.2f}",
-        f"{retained['after'] - retained['before']:+.2f} by AWD",
+        f"{signed(retained['after'] - retained['before'], '.2f')} by AWD",
         delta_color="off",
+        delta_arrow="off",
         help="⟨τ_M, τ_k⟩ / ‖τ_k‖², mean over experts: how much of an expert's own step the merge"
         " takes along its direction. 1 is all of it.",
     )

@@ -249,12 +249,15 @@ def test_a_dropped_study_opens_without_its_weights(
     study = awd.collect(awd.open_checkpoint(made.base_path), experts, tmp_path / "study")
     file = archive.export_study(study, tmp_path / "x.awdstudy")
     shutil.rmtree(tmp_path / "models")
-    visit(page, app_server, "open")
+    visit(page, app_server, "open?granularity=row")
     page.locator("input[type=file]").set_input_files(file)
     page.get_by_role("button", name="Look at this study").click(timeout=SOON)
     expect(page.get_by_text("3 experts").first).to_be_visible(timeout=SOON)
     expect(page.locator(".heatmaplayer").first).to_be_visible(timeout=SOON)
     assert studies.fingerprint(study) in page.url
+    row = page.get_by_role("radio", name="row", exact=True)
+    expect(row).to_be_checked()
+    assert "granularity=row" in page.url
 
 
 def test_a_link_to_a_study_that_is_not_here_says_so(app_server: AppServer, page: Page) -> None:

@@ -32,7 +32,7 @@ def test_the_estimate_is_that_of_the_preflight(tmp_path: Path) -> None:
     assert expected.memory.verdict in shown["Memory"].delta
     assert shown["Disk"].delta.startswith(expected.disk.verdict)
     assert f"{expected.bytes_to_read / 1e6:,.0f} MB to read" in shown["Time, roughly"].delta
-    assert shown["Parameters"].value == f"{expected.parameters / 1e6:,.1f} M"
+    assert shown["Parameters"].value == f"{expected.parameters:,}"
 
 
 def test_what_will_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_what_will_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_another_base_is_seen_before_anything_is_collected(tmp_path: Path) -> None:
     made = family(tmp_path, n_experts=2)
     other = save(tmp_path / "other", base_state(seed=77))
-    table = given(other, made.expert_paths).dataframe[0].value
+    table = given(other, made.expert_paths).table[0].value
     assert "base" in set(table["kind"])
     right = given(made.base_path, made.expert_paths)
     assert any("from its base" in one.value for one in right.caption)
