@@ -409,7 +409,11 @@ def show_error(error: AwdError) -> None:
     st.error(f"**{error.problem.rstrip('.')}.**", icon=":material/error:")
     for name in ("where", "received", "expected"):
         if value := getattr(error, name):
-            shown = value if "`" in str(value) else f"`{value}`"
-            st.markdown(f"- **{name.capitalize()}:** {shown}")
+            st.markdown(f"- **{name.capitalize()}:** {as_code(value)}")
     if error.remedy:
         st.markdown(f"**What to do:** {error.remedy}")
+
+
+def as_code(value: object) -> str:
+    """A value as it is, which Markdown would change; what has code in it is words."""
+    return str(value) if "`" in str(value) else f"`{value}`"

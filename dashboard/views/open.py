@@ -17,6 +17,7 @@ from awd_core.naming import counted
 from dashboard import jobs, roots, sources, state, studies
 from dashboard.evaluations import is_zoo
 from dashboard.job_panel import show_job
+from dashboard.state import as_code
 
 MOST_STUDIES = 8
 PROBLEM = ["severity", "kind", "where", "received", "expected", "remedy"]
@@ -232,13 +233,6 @@ def _pickle_choice() -> bool:
 
 def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
     problems = [*report.problems, *(awd.base_problems([fit]) if fit else ())]
-    if problems:
-        alike = _alike(problems)
-        st.table(pd.DataFrame(alike, columns=PROBLEM).set_index("severity"))
-        if len(alike) < len(problems):
-            with st.expander(f"All {len(problems):,} of them", icon=":material/table:"):
-                table = pd.DataFrame([vars(problem) for problem in problems], columns=PROBLEM)
-                st.dataframe(table, hide_index=True, key="problems", alt="What stands in the way.")
     if report.ok and not problems:
         st.success("Nothing stands in the way of a merge.", icon=":material/check_circle:")
     elif report.ok:
@@ -248,9 +242,17 @@ def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
         )
     else:
         st.error(
-            "These cannot be merged as they are; the table says what to do.",
+            "These cannot be merged as they are.",
             icon=":material/error:",
         )
+    if problems:
+        groups = _alike(problems)
+        for first, *more in groups:
+            st.markdown(_said(first, len(more)))
+        if len(groups) < len(problems):
+            with st.expander(f"All {len(problems):,} of them", icon=":material/table:"):
+                table = pd.DataFrame([vars(problem) for problem in problems], columns=PROBLEM)
+                st.dataframe(table, hide_index=True, key="problems", alt="What stands in the way.")
     if fit and fit.relative_norms:
         norms = ", ".join(f"{name} {value:.1%}" for name, value in fit.relative_norms.items())
         st.caption(
@@ -259,15 +261,23 @@ def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
         )
 
 
-def _alike(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """One row for all problems of one kind with one remedy, so that every remedy is seen."""
+def _alike(problems: Sequence[Problem]) -> list[list[Problem]]:
+    """Problems of one kind with one remedy together, so that every remedy is seen."""
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.severity, problem.kind, problem.remedy), []).append(problem)
-    return [
-        vars(first) | {"where": first.where + (f", and {len(more):,} more" if more else "")}
-        for first, *more in groups.values()
-    ]
+    return list(groups.values())
+
+
+def _said(problem: Problem, n_more: int) -> str:
+    is_error = problem.severity == "error"
+    mark = ":red[:material/error:]" if is_error else ":orange[:material/warning:]"
+    more = f", and {n_more:,} more" if n_more else ""
+    return (
+        f"{mark} **{problem.kind.capitalize()}**: {problem.where}{more}:"
+        f" {as_code(problem.received)}; expected {as_code(problem.expected)}."
+        f" **What to do:** {problem.remedy}"
+    )
 
 
 def _estimate(estimate: Estimate) -> None:

@@ -85,8 +85,8 @@ def test_every_remedy_is_seen(models: Family) -> None:
     assert not test.exception
     base, *experts = map(awd.open_checkpoint, ("zoo:base", *models.expert_paths))
     problems = awd.preflight(base, experts).problems
-    table = test.table[0].value
-    assert set(table["remedy"]) == {problem.remedy for problem in problems}
-    assert len(table) < 20 < len(problems)
+    said = [one.value for one in test.markdown if "What to do" in one.value]
+    assert all(any(problem.remedy in one for one in said) for problem in problems)
+    assert len(said) < 20 < len(problems)
     whole = [one.value for one in test.dataframe if "remedy" in one.value.columns]
     assert [len(one) for one in whole] == [len(problems)]
