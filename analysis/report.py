@@ -27,10 +27,10 @@ from analysis.measures import measure as find_measure
 from analysis.narrative import Finding, findings
 from analysis.theme import DARK, LIGHT, Theme
 from analysis.view import View, factors_by_tensor
+from analysis.words import counted
 from awd_core import AwdError, Recipe, Study, files
 from awd_core.errors import RecipeError
 from awd_core.method import LinearMethod
-from awd_core.naming import counted
 
 # Rows of a table shown under its figure; the whole is in the files that the app offers.
 MOST_ROWS = 400

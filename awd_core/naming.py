@@ -1,4 +1,4 @@
-"""Which tensors a pattern means, what experts are called, and how a number of things is said."""
+"""Which tensors a pattern means, and what experts are called."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,8 +44,3 @@ def with_distinct_labels(experts: Sequence[Checkpoint]) -> tuple[Checkpoint, ...
         taken.add(label)
         renamed.append(expert if count == 1 else replace(expert, label=label))
     return tuple(renamed)
-
-
-def counted(n: int, noun: str) -> str:
-    """`1 expert`, `2 experts`."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"

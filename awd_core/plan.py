@@ -94,6 +94,11 @@ class Plan:
 
     def out_dtype(self, tensor: StoredTensor) -> torch.dtype:
         """Type that a tensor is written in."""
-        if self.recipe.dtype == "base" or not tensor.is_float:
-            return tensor.dtype
-        return getattr(torch, self.recipe.dtype)
+        return out_dtype(self.recipe, tensor)
+
+
+def out_dtype(recipe: Recipe, tensor: StoredTensor) -> torch.dtype:
+    """Type that a recipe writes a tensor in."""
+    if recipe.dtype == "base" or not tensor.is_float:
+        return tensor.dtype
+    return getattr(torch, recipe.dtype)

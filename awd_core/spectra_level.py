@@ -98,8 +98,8 @@ def _all_spectra(
     rotated: dict[str, np.ndarray] = {}
     task, workers = partial(_spectra, experts, device), WORKERS if device.type == "cpu" else 1
     with _threads_shared_among(workers):
-        for tensor, one in zip(stored, in_order(task, stored, workers), strict=True):
-            spectra, grams = one
+        running = in_order(task, stored, workers)
+        for tensor, (spectra, grams) in zip(stored, running, strict=True):
             found.append(spectra)
             rotated[tensor.name] = pack(grams)
             report.advance(tensor.n_bytes, tensor.name)

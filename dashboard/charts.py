@@ -13,6 +13,7 @@ from analysis.overview import Range, colouring
 from analysis.tables import MODEL, matrix
 from analysis.theme import Theme
 from analysis.view import View
+from analysis.words import signed
 
 
 def theme() -> Theme:
@@ -20,23 +21,19 @@ def theme() -> Theme:
     return figures.DARK if st.context.theme.type == "dark" else figures.LIGHT
 
 
-def signed(change: float, form: str) -> str:
-    """`+0.3`, `−0.3`, and `unchanged` where that is what would be read."""
-    said = f"{change:+{form}}"
-    return said if any(digit in said for digit in "123456789") else "unchanged"
-
-
 def cosine_metric(place: DeltaGenerator, view: View) -> None:
     """What AWD makes small: mean |cos| over pairs, averaged over the groups it works on."""
     solved = view.disentangled
     granularity = solved.settings.granularity
     before, after = solved.objective
+    change = signed(after - before, ".4f")
+    colour, arrow = ("off", "off") if change == "unchanged" else ("inverse", "auto")
     place.metric(
         "Mean |cos|, whole model" if granularity == "model" else f"Mean |cos| in a {granularity}",
         f"{after:.4f}",
-        f"{signed(after - before, '.4f')} by AWD",
-        delta_color="off" if round(after - before, 4) == 0 else "inverse",
-        delta_arrow="off" if round(after - before, 4) == 0 else "auto",
+        f"{change} by AWD",
+        delta_color=colour,
+        delta_arrow=arrow,
         help="Mean over pairs of experts of |cos|, averaged over the groups of this granularity:"
         " what AWD makes small. Over the whole model it is {:.4f} before and {:.4f} after."
         " The two can move in opposite ways: parts that cancel in the whole do not cancel in"

@@ -207,18 +207,15 @@ def _no_spectra(study: Study) -> None:
         " once; the weights have to be on this machine.",
         icon=":material/hourglass_empty:",
     )
-    job = jobs.load(state.job_id() or "")
-    running = job is not None and jobs.status(job).state == "running"
     if st.button(
         "Work out the singular values",
         icon=":material/insights:",
         key="collect_spectra",
-        disabled=running,
+        disabled=jobs.is_running(state.job_id()),
         help=SPECTRA_HELP,
     ):
         assert study.path is not None
-        allowed = ("--allow-pickle",) if state.pickle_allowed() else ()
-        command = ("spectra", str(study.path), *allowed)
+        command = ("spectra", str(study.path), *state.pickle_options())
         state.watch_job(jobs.start("Singular values", command, study.path).id)
         st.rerun()
     show_job(lambda job: job.command[0] == "spectra")

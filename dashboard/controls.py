@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from analysis.words import counted, size
 from awd_core import Study
-from awd_core.naming import counted
 from dashboard import journal, state
 from dashboard.awd_controls import awd_controls
 from dashboard.block_controls import block_controls
@@ -45,8 +45,7 @@ def _headline(study: Study) -> None:
     name = "The zoo" if is_zoo(study) else study.path.name if study.path else "Study"
     st.markdown(f"**{name}**: {study.base.label} and {counted(study.n_experts, 'expert')}")
     n_elements = sum(tensor.n_elements for tensor in study.tensors)
-    size = f"{n_elements / 1e6:,.1f} M" if n_elements >= 1e6 else f"{n_elements:,}"
     st.caption(
-        f"{size} parameters, {len(study.tensors)} tensors."
+        f"{size(n_elements)} parameters, {len(study.tensors)} tensors."
         + (" Other models: page Open." if is_zoo(study) else "")
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from awd_core import files
+from awd_core import Recipe, files
 
 CANCEL_ASKED = "cancel-asked"
 
@@ -111,6 +111,20 @@ def status(job: Job) -> Status:
     fraction, seconds = last.get("fraction", 0.0), last.get("seconds", 0.0)
     left = seconds * (1 - fraction) / fraction if fraction else None
     return Status("running", fraction, last.get("stage", "Starting"), last.get("what", ""), left)
+
+
+def is_running(job_id: str | None) -> bool:
+    """Whether there is such a job and it runs."""
+    job = load(job_id or "")
+    return job is not None and status(job).state == "running"
+
+
+def recipe_file(recipe: Recipe) -> Path:
+    """The recipe as a file, for a job to read."""
+    file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    return file
 
 
 def cancel(job: Job) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -28,7 +28,8 @@ SECONDS_BEFORE_A_SWITCH = 0.0005
 MOST_GROUPS_AHEAD = 50_000
 
 
-class _First(NamedTuple):
+@dataclass(frozen=True)
+class _First:
     """What stands first on the page: where, and what draws it for a setting."""
 
     place: DeltaGenerator

@@ -81,20 +81,16 @@ def _start(study: Study, recipe: Recipe, texts: Path) -> None:
     if out.exists():
         st.caption("This setting was evaluated on these texts; its numbers are below.")
         return
-    job = jobs.load(state.job_id() or "")
     if st.button(
         "Evaluate base, experts and this merge",
         type="primary",
         icon=":material/play_arrow:",
         key="own_start",
-        disabled=job is not None and jobs.status(job).state == "running",
+        disabled=jobs.is_running(state.job_id()),
     ):
-        file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        file = jobs.recipe_file(recipe)
         command = ("evaluate", str(file), "--texts", str(texts), "--study", str(study.path))
-        allowed = ("--allow-pickle",) if state.pickle_allowed() else ()
-        command = (*command, "--output", str(out), *allowed)
+        command = (*command, "--output", str(out), *state.pickle_options())
         state.watch_job(jobs.start("Evaluation", command, out).id)
         st.rerun()
 

@@ -399,6 +399,11 @@ def pickle_allowed() -> bool:
     return bool(st.session_state.get("pickle_allowed"))
 
 
+def pickle_options() -> tuple[str, ...]:
+    """The same for a command."""
+    return ("--allow-pickle",) if pickle_allowed() else ()
+
+
 def allow_pickle(allowed: bool) -> None:
     """Remember the choice on every page."""
     st.session_state["pickle_allowed"] = allowed

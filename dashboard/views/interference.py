@@ -34,8 +34,8 @@ def show() -> None:
     st.title("Where do the experts interfere?", help=COSINE_HELP)
     if study.n_experts < 2:
         st.info(
-            "One expert interferes with nothing. Open its base with two or more experts. What this"
-            " one alone shows (lost updates, singular values) stands on page Report.",
+            "One expert interferes with nothing. Open its base with two or more experts. What one"
+            " shows by itself, such as how far it moved, stands on page Report.",
             icon=":material/info:",
         )
         return

@@ -7,17 +7,17 @@ import pandas as pd
 import streamlit as st
 
 import awd_core as awd
+from analysis.words import counted
 from awd_core import AwdError, Checkpoint, Recipe, Study, files, open_checkpoint
 from awd_core.mergekit import to_mergekit
 from awd_core.method import MergeMethod
-from awd_core.naming import counted
+from awd_core.plan import out_dtype
 from awd_core.writer import sidecars
 from dashboard import jobs, roots, state
 from dashboard.job_panel import show_job
 from dashboard.state import Setting
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-DTYPES = ("base", *BYTES)
+DTYPES = ("base", "float32", "bfloat16", "float16")
 # Commands whose end is told here.
 OF_PAGE = ("merge", "verify")
 EXECUTORS = {
@@ -102,7 +102,7 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
         key=f"output_{recipe.digest[:8]}",
         help="Must not exist yet. It appears in one step when everything is written.",
     )
-    running = (job := state.job_id()) is not None and _is_running(job)
+    running = jobs.is_running(state.job_id())
     if st.button(
         "Export",
         type="primary",
@@ -115,27 +115,15 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
             state.show_error(error)
             return
     show_job(lambda job: job.command[0] in OF_PAGE)
-    if (job := state.job_id()) and not _is_running(job):
+    if (job := state.job_id()) and not jobs.is_running(job):
         _offer_verification(job)
 
 
 def _start(recipe: Recipe, target: str) -> None:
     out = roots.allowed(target)
     files.require_new(out)
-    recipe_file = files.home() / "recipes" / f"{recipe.digest[:16]}.yaml"
-    recipe_file.parent.mkdir(parents=True, exist_ok=True)
-    recipe_file.write_text(recipe.to_yaml(), encoding="utf-8")
-    command = ("merge", str(recipe_file), str(out), *_allowed())
+    command = ("merge", str(jobs.recipe_file(recipe)), str(out), *state.pickle_options())
     state.watch_job(jobs.start("Export", command, out).id)
-
-
-def _is_running(job_id: str) -> bool:
-    job = jobs.load(job_id)
-    return job is not None and jobs.status(job).state == "running"
-
-
-def _allowed() -> tuple[str, ...]:
-    return ("--allow-pickle",) if state.pickle_allowed() else ()
 
 
 def _offer_verification(job_id: str) -> None:
@@ -150,7 +138,7 @@ def _offer_verification(job_id: str) -> None:
         icon=":material/fact_check:",
         help="Hash every file, derive every tensor again from the recipe, load with transformers.",
     ):
-        command = ("verify", job.output, "--json", *_allowed())
+        command = ("verify", job.output, "--json", *state.pickle_options())
         state.watch_job(jobs.start("Verification", command, folder).id)
         st.rerun()
     with st.expander("What is in the folder", icon=":material/folder_open:"):
@@ -213,9 +201,8 @@ def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
 
 def _weight_bytes(base: Checkpoint, file: Path, recipe: Recipe) -> int:
     """Bytes of the tensors of a file in the type that the recipe asks for."""
-    width = BYTES.get(recipe.dtype)
     return sum(
-        tensor.n_elements * width if width and tensor.is_float else tensor.n_bytes
+        tensor.n_elements * out_dtype(recipe, tensor).itemsize
         for tensor in base.stored.values()
         if tensor.file == file
     )

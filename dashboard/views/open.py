@@ -9,11 +9,11 @@ import pandas as pd
 import streamlit as st
 
 import awd_core as awd
-from awd_core import AwdError, Checkpoint, archive, files
+from analysis.words import counted, size
+from awd_core import AwdError, archive, files
 from awd_core.archive import SUFFIX
 from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.checkpoints.estimate import in_words
-from awd_core.naming import counted
 from dashboard import jobs, roots, sources, state, studies
 from dashboard.evaluations import is_zoo
 from dashboard.job_panel import show_job
@@ -147,7 +147,8 @@ def _checkpoints() -> None:
     _preflight(report, fit)
     _estimate(report.estimate)
     asked = tuple(checkpoint.source for checkpoint in opened)
-    _jobs(asked, _free_study(opened), report, pickle)
+    name = f"{opened[0].label}-{counted(len(opened) - 1, 'expert')}".replace(" ", "-")
+    _jobs(asked, name, report)
     show_job(partial(_is_about, asked))
     _open_collected(asked)
 
@@ -282,7 +283,7 @@ def _said(problem: Problem, n_more: int) -> str:
 
 def _estimate(estimate: Estimate) -> None:
     """What the pass and a merge need against what is free."""
-    memory, disk, time, size = st.columns(4)
+    memory, disk, time, parameters = st.columns(4)
     for place, name, one in ((memory, "Memory", estimate.memory), (disk, "Disk", estimate.disk)):
         free = "" if one.free is None else f": {one.free / 1e9:,.1f} GB free"
         place.metric(
@@ -300,9 +301,9 @@ def _estimate(estimate: Estimate) -> None:
         delta_color="off",
         delta_arrow="off",
     )
-    size.metric(
+    parameters.metric(
         "Parameters",
-        f"{n / 1e6:,.1f} M" if (n := estimate.parameters) >= 1e6 else f"{n:,}",
+        size(estimate.parameters),
         f"{estimate.bytes_to_write / 1e6:,.0f} MB to write",
         delta_color="off",
         delta_arrow="off",
@@ -311,11 +312,11 @@ def _estimate(estimate: Estimate) -> None:
         st.warning("There is not enough room here for the merge.", icon=":material/warning:")
 
 
-def _jobs(asked: tuple[str, ...], out: Path, report: awd.Preflight, pickle: bool) -> None:
-    running = (job_id := state.job_id()) is not None and _running(job_id)
-    allowed = ("--allow-pickle",) if pickle else ()
+def _jobs(asked: tuple[str, ...], name: str, report: awd.Preflight) -> None:
+    running, allowed = jobs.is_running(state.job_id()), state.pickle_options()
     with st.container(horizontal=True):
         if st.button("Collect", type="primary", disabled=not report.ok or running):
+            out = _free_name(files.home() / "studies" / name)
             command = ("collect", *asked, "--output", str(out), *allowed)
             state.watch_job(jobs.start("Reading task vectors", command, out).id)
         if st.button(
@@ -336,11 +337,6 @@ def _is_about(asked: tuple[str, ...], job: jobs.Job) -> bool:
     return kind in OF_PAGE and tuple(rest[:options]) == asked
 
 
-def _running(job_id: str) -> bool:
-    job = jobs.load(job_id)
-    return job is not None and jobs.status(job).state == "running"
-
-
 def _open_collected(asked: tuple[str, ...]) -> None:
     job = jobs.load(state.job_id() or "")
     if job is None or job.command[0] != "collect" or not _is_about(asked, job):
@@ -349,13 +345,6 @@ def _open_collected(asked: tuple[str, ...]) -> None:
         "Look at it", type="primary", icon=":material/visibility:"
     ):
         _look_at(Path(job.output))
-
-
-def _free_study(opened: Sequence[Checkpoint]) -> Path:
-    """A folder for the study of a base and its experts."""
-    n_experts = len(opened) - 1
-    name = f"{opened[0].label}-{n_experts}-expert{'s' * (n_experts != 1)}"
-    return _free_name(files.home() / "studies" / name)
 
 
 def _free_name(out: Path) -> Path:

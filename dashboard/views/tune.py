@@ -4,10 +4,11 @@ import streamlit as st
 
 from analysis import block_factors, figures, tables
 from analysis.view import View
+from analysis.words import signed
 from awd_core import Study
 from dashboard import comparison, journal, state
 from dashboard.accuracy_panel import accuracy_panel
-from dashboard.charts import chart, cosine_matrices, cosine_metric, signed, theme
+from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
 from dashboard.latency import draw_first
 from dashboard.state import Setting
 

@@ -1,6 +1,5 @@
 """How a job ended is said on its own page, and what a verification found."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,7 @@ from streamlit.testing.v1 import AppTest
 import awd_core as awd
 from dashboard import jobs
 from tests.helpers import Family, family
-from tests.screens.pages import on, small_study
-
-MOST_SECONDS = 120
+from tests.screens.pages import done, on, press, small_study
 
 
 @pytest.fixture
@@ -20,20 +17,11 @@ def models(tmp_path: Path, roots: Path, monkeypatch: pytest.MonkeyPatch) -> Fami
     return family(tmp_path / "models", n_experts=2)
 
 
-def ended(title: str, command: tuple[str, ...], output: Path) -> jobs.Job:
-    job = jobs.start(title, command, output)
-    deadline = time.monotonic() + MOST_SECONDS
-    while jobs.status(job).state == "running" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return job
-
-
 def after(job: jobs.Job, page: str) -> AppTest:
-    """A page in the session that started a job."""
+    """A page in the session that started a job, which has ended well."""
     test = on(page)
     test.session_state["job"] = job.id
-    test.run()
-    assert not test.exception
+    done(test)
     return test
 
 
@@ -46,7 +34,7 @@ def test_a_verification_says_which_check_failed(models: Family, damaged: bool) -
     out = awd.merge(models.recipe(), models.root / "out")
     if damaged:
         (out / "config.json").write_text("{}")
-    job = ended("Verification", ("verify", str(out), "--no-load", "--json"), out)
+    job = jobs.start("Verification", ("verify", str(out), "--no-load", "--json"), out)
     test = after(job, "merge")
     assert ("is not what its recipe makes" if damaged else "Verification is done") in said(test)
     (checks,) = [table.value for table in test.table if "passed" in table.value.columns]
@@ -58,7 +46,7 @@ def test_a_verification_says_which_check_failed(models: Family, damaged: bool) -
 def test_a_study_is_offered_for_the_checkpoints_that_were_asked_for(models: Family) -> None:
     sources = (str(models.base_path), *map(str, models.expert_paths))
     out = models.root / "study"
-    job = ended("Reading task vectors", ("collect", *sources, "--output", str(out)), out)
+    job = jobs.start("Reading task vectors", ("collect", *sources, "--output", str(out)), out)
     test = after(job, "open")
     test.text_input(key="base").set_value(sources[0])
     for experts, is_asked in ((sources[1:], True), (sources[1:2], False)):
@@ -73,7 +61,7 @@ def test_an_output_that_exists_leaves_the_page_whole(models: Family) -> None:
     test = on("merge")
     (field,) = [one for one in test.text_input if one.label == "Output folder"]
     field.set_value(str(models.root)).run()
-    next(button for button in test.button if button.label == "Export").click().run()
+    press(test, "Export")
     assert "The output exists already" in said(test)
     assert "The same merge as text" in [heading.value for heading in test.subheader]
 
