@@ -7,42 +7,28 @@ solved = awd.disentangle(study, granularity="row")
 awd.merge(awd.Recipe(base=..., experts=[...], coefficient=0.3), out="merged/")
 """
 
-import gc
-import os
+from awd_core.lazy import importing
 
-# Waiting threads sleep instead of spinning: on a machine that does anything else, or under an app
-# that evaluates while it redraws, spinning at barriers made a merge 15 times slower. Set before
-# torch loads its thread pool; a value of the user's own stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-# What importing makes stays for good. Looking for garbage in it, now, after every few steps and
-# once more at the end, takes longer than a second.
-_COLLECTS = gc.isenabled()
-gc.disable()
-
-from awd_core import files
-from awd_core.checkpoints import (
-    Checkpoint,
-    Preflight,
-    base_fit,
-    base_problems,
-    open_checkpoint,
-    preflight,
-)
-from awd_core.collect import collect
-from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
-from awd_core.errors import AwdError, Cancelled
-from awd_core.merge import merge, merged_state, plan_merge
-from awd_core.methods import METHODS, find_method
-from awd_core.progress import Progress
-from awd_core.recipe import Recipe
-from awd_core.spectra_level import collect_spectra
-from awd_core.study import Study, equalise_norms, open_study
-from awd_core.verify import Verification, verify
-
-gc.freeze()
-if _COLLECTS:
-    gc.enable()
+with importing():
+    from awd_core import files
+    from awd_core.checkpoints import (
+        Checkpoint,
+        Preflight,
+        base_fit,
+        base_problems,
+        open_checkpoint,
+        preflight,
+    )
+    from awd_core.collect import collect
+    from awd_core.disentangle import Disentangled, Settings, disentangle, no_redundancy, solve
+    from awd_core.errors import AwdError, Cancelled
+    from awd_core.merge import merge, merged_state, plan_merge
+    from awd_core.methods import METHODS, find_method
+    from awd_core.progress import Progress
+    from awd_core.recipe import Recipe
+    from awd_core.spectra_level import collect_spectra
+    from awd_core.study import Study, equalise_norms, open_study
+    from awd_core.verify import Verification, verify
 
 __all__ = [
     "METHODS",

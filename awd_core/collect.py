@@ -1,19 +1,22 @@
 """The pass: every weight is read once, every statistic gathered from it, and the study written."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from awd_core import files, layout
 from awd_core.array_file import ArrayFile
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
+from awd_core.devices import resolve_device
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
 from awd_core.gram import Grams, pack
 from awd_core.naming import matching, with_distinct_labels
@@ -21,7 +24,7 @@ from awd_core.parallel import Engine
 from awd_core.progress import CancelFn, InOrder, ProgressFn, Reporter
 from awd_core.spectral import spectral_grams
 from awd_core.statistic import Statistic
-from awd_core.stream import CHUNK_ELEMENTS, Reader, resolve_device, spans
+from awd_core.stream import CHUNK_ELEMENTS, Reader, spans
 from awd_core.study import (
     GRAM,
     MARKER,
@@ -117,7 +120,7 @@ class _Work:
 
     tensors: Sequence[StoredTensor]
     experts: Sequence[Checkpoint]
-    device: torch.device
+    device: str
     chunk_elements: int
     progress: ProgressFn | None
     cancel: CancelFn | None
@@ -206,7 +209,7 @@ def _first_sweep(work: _Work, position: int, give_rows: GiveRows | None) -> Swee
             if isinstance(statistic, Grams):
                 statistic.give_rows = give_rows
     reader = Reader(tensor, experts, work.device)
-    whole_rows = reader.needs_whole_rows or work.device.type != "cpu"
+    whole_rows = reader.needs_whole_rows or work.device != "cpu"
     parts = list(spans(tensor, work.chunk_elements, whole_rows))
     return Sweep(position, reader, parts, statistics)
 
@@ -282,7 +285,7 @@ def _describe(
         TensorInfo(
             tensor.name,
             tensor.shape,
-            str(tensor.dtype).removeprefix("torch."),
+            tensor.dtype.name,
             block,
             layout.place(tensor.name).kind,
         )
@@ -296,7 +299,7 @@ def _describe(
         "exclude": list(exclude),
         "vocabulary": "common_rows" if any(one.common_rows for one in experts) else "same",
         "tensors": [asdict(info) for info in infos],
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"torch": version("torch"), "numpy": np.__version__},
     }
 
 

@@ -1,11 +1,13 @@
 """What methods that trim and elect signs share, on pieces (K, rows, columns)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
+from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
 from awd_core.vectors import Piece, StoredVectors

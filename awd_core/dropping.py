@@ -1,15 +1,17 @@
 """Random dropping, and sums over a tensor that do not depend on how it was cut."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
 from awd_core.gram import SEGMENT
+from awd_core.lazy import torch
 from awd_core.random_masks import BITS, stream_key, uniforms
 from awd_core.vectors import Piece, StoredVectors, TensorVectors
 

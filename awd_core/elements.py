@@ -3,13 +3,15 @@
 None of them follows from inner products. All are counts, gathered in the one pass over the weights.
 """
 
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from awd_core import element_kernels, merge_kernels
+from awd_core.lazy import torch
 from awd_core.magnitude import N_BINS, bins_of_ranks, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
@@ -66,7 +68,7 @@ class ElementCounts:
         }
 
     @classmethod
-    def zeros(cls, n_experts: int, *leading: int) -> "ElementCounts":
+    def zeros(cls, n_experts: int, *leading: int) -> ElementCounts:
         """Nothing counted, with these axes in front."""
         shapes = cls.shapes(n_experts).items()
         return cls(**{name: np.zeros((*leading, *shape), np.int64) for name, shape in shapes})
@@ -87,7 +89,7 @@ class Magnitudes(Statistic):
     def part(self, chunk: Chunk) -> tuple[int, np.ndarray]:
         """Counts of one chunk: the first bin that is not empty, and the counts from there on."""
         packed = chunk.packed
-        if packed.data.device.type != "cpu":
+        if not packed.on_cpu:
             return 0, upper_histogram(chunk.task_vectors)
         counts = _scratch(self.n_experts)
         unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0))
@@ -104,7 +106,7 @@ class Magnitudes(Statistic):
         """Nothing that is kept."""
         return {}
 
-    def followed_by(self) -> "Elements | None":
+    def followed_by(self) -> Elements | None:
         """Counts of what is in or above the bin of each quantile."""
         if not self.histogram[:, 1:].any():
             return None
@@ -138,7 +140,7 @@ class Elements(Statistic):
     def part(self, chunk: Chunk) -> ElementCounts:
         """Counts of one chunk; of symmetric arrays the lower triangle."""
         counted, packed = ElementCounts.zeros(self.n_experts), chunk.packed
-        if packed.data.device.type == "cpu":
+        if packed.on_cpu:
             floors = exact_floors(self._floors.view(np.float32))
             constants = (floors, np.array(MASK_SHARES), np.array(UPDATE_SCALES))
             arrays = vars(counted).values()

@@ -1,32 +1,64 @@
 """Merged weights in the type they are written in, or a refusal: no NaN, no infinity is written."""
 
-import numpy as np
-import torch
+from __future__ import annotations
 
-from awd_core import kernels
+from collections.abc import Iterable
+
+import numpy as np
+
+from awd_core import dtypes, kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.errors import OutputError, not_finite
 from awd_core.lanes import whole_groups
+from awd_core.lazy import torch
 from awd_core.plan import Plan
-from awd_core.stream import CODES, Packed
+from awd_core.stream import CODES, Packed, Span, read_as_stored
 
 
-def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
-    """A block of the result in its final type.
+def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> np.ndarray:
+    """The bytes of a block of the result in its final type.
 
     Raises:
         OutputError: A weight is not finite, or too large for the type.
     """
-    final = block.to(plan.out_dtype(tensor))
+    final = block.flatten().to(plan.out_dtype(tensor).torch).cpu()
     if tensor.is_float and not torch.isfinite(final.to(torch.float64).sum()):
-        refuse_not_finite(plan, tensor, block, final)
-    return final
+        refuse_not_finite(plan, tensor, block.flatten().cpu(), final)
+    return _bytes(final)
+
+
+def copied(plan: Plan, tensor: StoredTensor, span: Span) -> np.ndarray:
+    """The bytes of a span of the base in their final type.
+
+    Raises:
+        OutputError: A weight is not finite, or too large for the type.
+    """
+    stored = read_as_stored(tensor, span)
+    if not tensor.is_float:
+        return stored
+    if plan.out_dtype(tensor) == tensor.dtype and _all_finite(stored, tensor.dtype):
+        return stored
+    return in_final_type(plan, tensor, torch.from_numpy(stored).view(tensor.dtype.torch))
+
+
+# Whole numbers of the same size, and the exponent, of which all bits are 1 in what is not finite.
+_EXPONENTS = {
+    dtypes.FLOAT64: np.uint64(0x7FF0 << 48),
+    dtypes.FLOAT32: np.uint32(0x7F80 << 16),
+    dtypes.BFLOAT16: np.uint16(0x7F80),
+    dtypes.FLOAT16: np.uint16(0x7C00),
+}
+
+
+def _all_finite(stored: np.ndarray, dtype: dtypes.Dtype) -> bool:
+    exponent = _EXPONENTS.get(dtype)
+    return exponent is not None and not (stored.view(exponent.dtype) & exponent == exponent).any()
 
 
 def added_to_base(
     plan: Plan, tensor: StoredTensor, stored: Packed, update: torch.Tensor
-) -> torch.Tensor:
-    """`theta_0 + update` of some elements in their final type, flat, on the CPU.
+) -> np.ndarray:
+    """The bytes of `theta_0 + update` of some elements in their final type.
 
     Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
 
@@ -40,17 +72,32 @@ def added_to_base(
         OutputError: A weight is not finite, or too large for the type.
     """
     dtype, flat = plan.out_dtype(tensor), update.reshape(-1)
-    if stored.data.device.type != "cpu" or dtype not in CODES:
+    if not isinstance(stored.data, np.ndarray) or dtype not in CODES:
         base = stored.base()
-        return in_final_type(plan, tensor, torch.where(flat == 0, base, base + flat)).cpu()
+        return in_final_type(plan, tensor, torch.where(flat == 0, base, base + flat))
     out = np.empty(whole_groups(len(flat)) * dtype.itemsize, dtype=np.uint8)
-    where = stored.data.numpy(), stored.offsets[0], stored.codes[0]
-    largest = float(torch.finfo(dtype).max)
-    finite = kernels.add_to_base(*where, flat.numpy(), largest, CODES[dtype], out)
-    final = torch.from_numpy(out).view(dtype)[: len(flat)]
+    where = stored.data, stored.offsets[0], stored.codes[0]
+    finite = kernels.add_to_base(*where, flat.numpy(), dtype.largest, CODES[dtype], out)
+    final = out[: len(flat) * dtype.itemsize]
     if not finite:
-        refuse_not_finite(plan, tensor, stored.base() + flat, final)
+        refuse_not_finite(plan, tensor, stored.base() + flat, numbers(final, dtype))
     return final
+
+
+def joined(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """The bytes of a whole tensor; of none, where it has no elements."""
+    return np.concatenate([np.empty(0, np.uint8), *pieces])
+
+
+def numbers(data: np.ndarray, dtype: dtypes.Dtype) -> torch.Tensor:
+    """Bytes as numbers of a type, flat."""
+    if not data.size:
+        return torch.empty(0, dtype=dtype.torch)  # torch does not view nothing as another type
+    return torch.from_numpy(data).view(dtype.torch)
+
+
+def _bytes(flat: torch.Tensor) -> np.ndarray:
+    return flat.contiguous().view(torch.uint8).numpy()
 
 
 def refuse_not_finite(

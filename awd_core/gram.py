@@ -1,12 +1,14 @@
 """Inner products of task vectors: everything a linear merge and AWD need to know of the weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from awd_core import kernels
 from awd_core.kernels import SEGMENT
+from awd_core.lazy import torch
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
 
@@ -25,7 +27,7 @@ def row_grams(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         (rows, K(K+1)/2) float64, the lower triangles; and (rows,).
     """
     span, n_experts = chunk.span, len(chunk.packed.codes) - 1
-    if chunk.packed.data.device.type != "cpu":
+    if not chunk.packed.on_cpu:
         grams = _grams(chunk.task_vectors.transpose(0, 1)).cpu().numpy()
         return pack(grams), _squares(chunk.base).cpu().numpy()
     length = span.columns if chunk.has_whole_rows else SEGMENT

@@ -7,11 +7,13 @@ s of the largest one is known to about 1e-16 / s^2. So directions below NEGLIGIB
 wanted the decomposition is taken of the matrix itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
+from awd_core.lazy import torch
 
 # Shares of the largest singular value.
 NEGLIGIBLE, ILL = 1e-6, 1e-4

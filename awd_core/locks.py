@@ -13,14 +13,15 @@ Weights that were rotated or whose heads were reordered for other reasons (quant
 between formats) show the same sign, and merging fails for them just as well.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from awd_core import layout
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.lazy import torch
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.stream import read_base, row_blocks
 
@@ -169,15 +170,14 @@ def _kv_heads(
 
 
 def _base_weights(tensor: StoredTensor) -> torch.Tensor:
-    cpu = torch.device("cpu")
-    return torch.cat([read_base(tensor, *rows, cpu) for rows in row_blocks(tensor)])
+    return torch.cat([read_base(tensor, *rows, "cpu") for rows in row_blocks(tensor)])
 
 
 def _expert_weights(tensor: StoredTensor, expert: Checkpoint) -> torch.Tensor:
-    counterpart, cpu = expert.tensor(tensor), torch.device("cpu")
+    counterpart = expert.tensor(tensor)
     return torch.cat(
         [
-            counterpart.weights(*rows, read_base(tensor, *rows, cpu)).double()
+            counterpart.weights(*rows, read_base(tensor, *rows, "cpu")).double()
             for rows in row_blocks(tensor)
         ]
     )

@@ -5,12 +5,14 @@ histogram of the upper 16 bits finds the bin of a rank, one of the lower 16 bits
 finds the number itself: two sweeps, exact, 256 kB of state per expert.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 
 from awd_core import element_kernels, merge_kernels
+from awd_core.lazy import torch
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
 N_BINS = 1 << 16

@@ -1,16 +1,18 @@
 """Run a recipe: the main path. A plan is made as a value, then streamed."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from awd_core import files
 from awd_core.checkpoints import (
@@ -21,11 +23,13 @@ from awd_core.checkpoints import (
     preflight,
 )
 from awd_core.collect import collect, study_digest
+from awd_core.devices import resolve_device
 from awd_core.disentangle import solve, solve_dense
 from awd_core.dropping import row_sums, total
 from awd_core.errors import OutputError, RecipeError, nearest
-from awd_core.final_type import added_to_base, in_final_type
+from awd_core.final_type import added_to_base, copied, in_final_type, joined, numbers
 from awd_core.layout import blocks as block_names
+from awd_core.lazy import torch
 from awd_core.lines import block_scales
 from awd_core.method import sum_over_experts
 from awd_core.naming import matching, with_distinct_labels
@@ -34,7 +38,7 @@ from awd_core.plan import Plan
 from awd_core.planned_vectors import is_kept, model_vectors, tensor_vectors
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
-from awd_core.stream import read_as_stored, read_base, resolve_device, row_blocks, spans
+from awd_core.stream import read_base, row_blocks, spans
 from awd_core.study import Study, equalise_norms
 from awd_core.vectors import Piece, TensorVectors
 from awd_core.weighted import Tensors, is_weighted_sum, weighted_tensors
@@ -110,8 +114,8 @@ def _digest(plan: Plan, layout: Sequence[Shard]) -> str:
         "inputs": [(one.label, one.fingerprint) for one in (plan.base, *plan.experts)],
         "paths": [str(one.path) for one in (plan.base, *plan.experts)],
         "layout": [(shard.name, [tensor.name for tensor in shard.tensors]) for shard in layout],
-        "device": plan.device.type,
-        "torch": torch.__version__,
+        "device": plan.device.split(":")[0],
+        "torch": version("torch"),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -211,7 +215,7 @@ def _study_of(plan: Plan, study: Study | None, options: dict[str, Any]) -> Study
 
 
 def merged_tensors(plan: Plan, tensors: Sequence[StoredTensor] | None = None) -> Tensors:
-    """Tensors of the result in order, each as flat pieces in its final type.
+    """Tensors of the result in order, each as the bytes of its pieces in its final type.
 
     Args:
         plan: The merge.
@@ -257,7 +261,7 @@ def spread_tensors(plan: Plan, engine: Engine, tensors: Sequence[StoredTensor]) 
 
 def _whole_tensor(
     plan: Plan, survey: _Surveyed, tensor: StoredTensor, kept: bool = False
-) -> list[torch.Tensor]:
+) -> list[np.ndarray]:
     if is_weighted_sum(plan):
         return [block for _, blocks in weighted_tensors(plan, [tensor]) for block in blocks]
     return list(_final_blocks(plan, survey, tensor, kept))
@@ -273,15 +277,10 @@ def _survey(plan: Plan, tensors: Sequence[StoredTensor]) -> _Surveyed:
 
 def _final_blocks(
     plan: Plan, survey: _Surveyed, tensor: StoredTensor, kept: bool = False
-) -> Iterator[torch.Tensor]:
+) -> Iterator[np.ndarray]:
     if tensor.name in plan.merged_names:
         return _merged_blocks(plan, tensor, survey, kept)
-    blocks = (read_as_stored(tensor, span) for span in spans(tensor))
-    return (_final(plan, tensor, block) for block in blocks)
-
-
-def _final(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> torch.Tensor:
-    return in_final_type(plan, tensor, block).cpu().flatten()
+    return (copied(plan, tensor, span) for span in spans(tensor))
 
 
 def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.Tensor]:
@@ -289,30 +288,29 @@ def merged_state(plan: Plan, cancel: CancelFn | None = None) -> dict[str, torch.
     report = Reporter("Merging", len(plan.tensors), cancel=cancel)
     state = {}
     for tensor, blocks in merged_tensors(plan):
-        rows = list(blocks)
-        empty = torch.empty(0, dtype=plan.out_dtype(tensor))
-        state[tensor.name] = (torch.cat(rows) if rows else empty).reshape(tensor.shape)
+        state[tensor.name] = numbers(joined(blocks), plan.out_dtype(tensor)).reshape(tensor.shape)
         report.advance(1, tensor.name)
     return state
 
 
 def _merged_blocks(
     plan: Plan, tensor: StoredTensor, survey: _Surveyed, kept: bool
-) -> Iterator[torch.Tensor]:
+) -> Iterator[np.ndarray]:
     if plan.sole_expert is not None:
         counterpart = plan.experts[plan.sole_expert].tensor(tensor)
         for start, stop in row_blocks(tensor):
             base = read_base(tensor, start, stop, plan.device)
-            yield _final(plan, tensor, counterpart.weights(start, stop, base))
+            yield in_final_type(plan, tensor, counterpart.weights(start, stop, base))
     elif tensor.n_elements:
         scale = survey.scales.get(tensor.name, 1.0)
 
-        def merged(piece: Piece, update: torch.Tensor) -> torch.Tensor:
+        def merged(piece: Piece, update: torch.Tensor) -> np.ndarray:
             scaled = update * scale if scale != 1 else update
             stored = piece.stored
             if stored is not None:
                 return added_to_base(plan, tensor, stored.packed, scaled)
-            return _final(plan, tensor, torch.where(scaled == 0, piece.base, piece.base + scaled))
+            moved = torch.where(scaled == 0, piece.base, piece.base + scaled)
+            return in_final_type(plan, tensor, moved)
 
         vectors = tensor_vectors(plan, tensor, kept)
         yield from _updates(plan, vectors, survey.found, plan.coefficients_of(tensor), merged)

@@ -36,17 +36,19 @@ Where the coefficients of a linear combination follow from inner products, deriv
 where a matrix has to be seen whole (singular vectors, a descent), from `MatrixMethod`.
 """
 
+from __future__ import annotations
+
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
 from awd_core.errors import RecipeError, nearest
 from awd_core.knobs import Preset, Value, checked, knob
+from awd_core.lazy import torch
 from awd_core.parallel import WORKERS
 from awd_core.stream import CHUNK_ELEMENTS, KEPT_BYTES
 from awd_core.vectors import Piece, TensorVectors, Vectors

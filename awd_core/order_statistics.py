@@ -1,10 +1,12 @@
 """Exact order statistics of signed numbers by the two histograms of `awd_core.magnitude`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 
+from awd_core.lazy import torch
 from awd_core.magnitude import N_BINS, bin_of_rank
 
 _OFFSET = 1 << 31

@@ -10,11 +10,12 @@ and D = sum_k t_k p_k^T p_k / ||tau_k||^2 (rows, columns): the experts are read 
 and never again. Descent from m_0 has a closed form in the eigenvectors of C.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-
+from awd_core.lazy import torch
 from awd_core.linear_algebra import NEGLIGIBLE, one_thread
 
 

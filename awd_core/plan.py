@@ -1,14 +1,17 @@
 """A merge as a value: everything it will do, before it does anything."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from awd_core.checkpoints import Checkpoint, StoredTensor
 from awd_core.disentangle import Disentangled
+from awd_core.dtypes import BY_NAME, Dtype
+from awd_core.lazy import torch
 from awd_core.method import LinearMethod, MergeMethod
 from awd_core.recipe import Recipe
 
@@ -42,7 +45,7 @@ class Plan:
     excluded: frozenset[str]
     redundant: dict[str, np.ndarray] | None
     disentangled: Disentangled | None
-    device: torch.device
+    device: str
     dense: dict[str, torch.Tensor] | None = None
     scales: np.ndarray | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
@@ -92,13 +95,13 @@ class Plan:
         alone = multipliers[index] == 1.0 and np.count_nonzero(multipliers) == 1
         return index if alone else None
 
-    def out_dtype(self, tensor: StoredTensor) -> torch.dtype:
+    def out_dtype(self, tensor: StoredTensor) -> Dtype:
         """Type that a tensor is written in."""
         return out_dtype(self.recipe, tensor)
 
 
-def out_dtype(recipe: Recipe, tensor: StoredTensor) -> torch.dtype:
+def out_dtype(recipe: Recipe, tensor: StoredTensor) -> Dtype:
     """Type that a recipe writes a tensor in."""
     if recipe.dtype == "base" or not tensor.is_float:
         return tensor.dtype
-    return getattr(torch, recipe.dtype)
+    return BY_NAME[recipe.dtype]

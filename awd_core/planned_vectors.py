@@ -3,15 +3,17 @@
 What a method sees of the weights (`awd_core.vectors`) is made here from the files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, cached_property
 
 import numpy as np
-import torch
 
 from awd_core.allocation import map_large_blocks
 from awd_core.checkpoints import StoredTensor
+from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank
 from awd_core.method import sum_over_experts
 from awd_core.plan import Plan
@@ -33,7 +35,7 @@ def model_vectors(plan: Plan) -> Vectors:
 
 def is_kept(plan: Plan, tensor: StoredTensor) -> bool:
     """Whether one thread merges a tensor alone, with base and experts in its memory."""
-    in_pieces = plan.device.type == "cpu" and plan.method.executor != "matrix"
+    in_pieces = plan.device == "cpu" and plan.method.executor != "matrix"
     merges = in_pieces and tensor.name in plan.merged_names
     return merges and Reader(tensor, plan.experts, plan.device).n_bytes <= KEPT_BYTES
 
@@ -132,7 +134,7 @@ class _PlannedPiece(Piece):
 
         Good until this thread reads another piece.
         """
-        if self._delta is not None or self._plan.device.type != "cpu":
+        if self._delta is not None or self._plan.device != "cpu":
             return None
         chunk, n_experts, columns = self._chunk, len(self._plan.experts), self._span.columns
         return StoredVectors(

@@ -10,9 +10,11 @@ and element i of the flattened tensor has the 64-bit number `mix(key + (i + 1) G
 exclusive ors, the same on every device. Its upper 53 bits are the uniform number in [0, 1).
 """
 
+from __future__ import annotations
+
 import hashlib
 
-import torch
+from awd_core.lazy import torch
 
 GOLDEN = 0x9E3779B97F4A7C15
 FIRST_FACTOR = 0xBF58476D1CE4E5B9

@@ -1,9 +1,12 @@
 """A whole matrix as a function of the coefficients, worked out once and then read by rows."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
-import torch
+
+from awd_core.lazy import torch
 
 
 class Remembered:

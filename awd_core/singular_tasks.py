@@ -1,12 +1,14 @@
 """The singular triplets of several tasks side by side, and the merge that is their sum."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
 
+from awd_core.lazy import torch
 from awd_core.linear_algebra import (
     LowRank,
     Triplets,

@@ -8,13 +8,15 @@ Matrices whose short side is at most `EXACT_SIDE` are decomposed in full; larger
 randomised SVD (Halko et al., arXiv 0909.4061) of q + OVERSAMPLING directions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
-import torch
 
+from awd_core.lazy import torch
 from awd_core.spectral import left_basis, rotated_grams
 
 EXACT_SIDE = 512

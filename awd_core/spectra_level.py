@@ -1,22 +1,25 @@
 """The spectra of a study: a level of its own, collected on demand and kept beside the Grams."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 
 from awd_core import files
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from awd_core.devices import resolve_device
 from awd_core.errors import MismatchError, StudyError
 from awd_core.gram import pack
+from awd_core.lazy import torch
 from awd_core.parallel import in_order
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.spectra import Spectra, matrix_spectra
 from awd_core.spectral import matrices
-from awd_core.stream import chunks, resolve_device
+from awd_core.stream import chunks
 from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
@@ -81,7 +84,7 @@ def _all_spectra(
     study: Study,
     base: Checkpoint,
     experts: Sequence[Checkpoint],
-    device: torch.device,
+    device: str,
     progress: ProgressFn | None,
     cancel: CancelFn | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -96,7 +99,7 @@ def _all_spectra(
     )
     found: list[Spectra] = []
     rotated: dict[str, np.ndarray] = {}
-    task, workers = partial(_spectra, experts, device), WORKERS if device.type == "cpu" else 1
+    task, workers = partial(_spectra, experts, device), WORKERS if device == "cpu" else 1
     with _threads_shared_among(workers):
         running = in_order(task, stored, workers)
         for tensor, (spectra, grams) in zip(stored, running, strict=True):
@@ -125,7 +128,7 @@ def _threads_shared_among(workers: int) -> Iterator[None]:
 
 
 def _spectra(
-    experts: Sequence[Checkpoint], device: torch.device, tensor: StoredTensor
+    experts: Sequence[Checkpoint], device: str, tensor: StoredTensor
 ) -> tuple[Spectra, np.ndarray]:
     side = min(tensor.matrix_shape)
     moved = _moved_rows(tensor, experts, device)
@@ -134,7 +137,7 @@ def _spectra(
 
 
 def _moved_rows(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
 ) -> torch.Tensor | None:
     """The rows that any expert moves, of every expert, (K, rows, columns) float64.
 

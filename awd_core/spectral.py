@@ -9,12 +9,14 @@ One matrix at a time is in memory, in float64: its sum, one task vector, and min
 rotated rows of every expert.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
 
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.lazy import torch
 from awd_core.stream import chunks
 
 # Directions whose singular value is below this share of the largest one are rounding: any basis of
@@ -22,9 +24,7 @@ from awd_core.stream import chunks
 NEGLIGIBLE = 1e-6
 
 
-def spectral_grams(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
-) -> np.ndarray:
+def spectral_grams(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> np.ndarray:
     """Gram of every rotated row, `G[r, i, j] = <(U^T tau_i)_r, (U^T tau_j)_r>`, (r, K, K) float64.
 
     r = min(rows, columns), in falling order of singular values; 0 in negligible directions. The sum
@@ -48,7 +48,7 @@ def rotated_grams(
 
 
 def spectral_redundant(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device, c: np.ndarray
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str, c: np.ndarray
 ) -> torch.Tensor:
     """`delta = U D` with `D_r = sum_k c_rk (U^T tau_k)_r`, (rows, columns) float64.
 
@@ -81,7 +81,7 @@ def left_basis(total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _left_basis(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     vectors = matrices(tensor, experts, device)
     total = next(vectors).clone()
@@ -91,7 +91,7 @@ def _left_basis(
 
 
 def matrices(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
+    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
 ) -> Iterator[torch.Tensor]:
     """tau_k of the whole matrix, expert by expert, (rows, columns) float64."""
     for expert in experts:

@@ -1,21 +1,23 @@
 """Chunks of (base, task vectors) in file order: the only way weights reach any computation."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
-import torch
 
-from awd_core import kernels
+from awd_core import dtypes, kernels
 from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
 from awd_core.checkpoints.header import read_rows
 from awd_core.checkpoints.lora import ZeroTensor
 from awd_core.checkpoints.weights import WeightTensor
-from awd_core.errors import CheckpointError, RecipeError, not_finite
+from awd_core.errors import CheckpointError, not_finite
 from awd_core.lanes import whole_groups
+from awd_core.lazy import torch
 from awd_core.parallel import in_order
 
 # Elements of one tensor held at once. (K + 1) chunks of bfloat16 are then 2.4 MB at K = 8, and
@@ -23,10 +25,10 @@ from awd_core.parallel import in_order
 CHUNK_ELEMENTS = 1 << 17
 
 CODES = {
-    torch.float64: kernels.FLOAT64,
-    torch.float32: kernels.FLOAT32,
-    torch.bfloat16: kernels.BFLOAT16,
-    torch.float16: kernels.FLOAT16,
+    dtypes.FLOAT64: kernels.FLOAT64,
+    dtypes.FLOAT32: kernels.FLOAT32,
+    dtypes.BFLOAT16: kernels.BFLOAT16,
+    dtypes.FLOAT16: kernels.FLOAT16,
 }
 _TYPES = {code: dtype for dtype, code in CODES.items()}
 # Largest tensor, base and experts together, that a thread keeps while it is read more than once:
@@ -78,32 +80,38 @@ class Packed:
     """Base and experts of one span as they are stored, one after the other in one buffer.
 
     Attributes:
-        data: The bytes, uint8; on the device.
+        data: The bytes, uint8: an array on the CPU, a tensor on another device.
         offsets: Where the base (index 0) and every expert begin, (K + 1,).
         codes: Their types, as `awd_core.kernels` names them, (K + 1,).
         is_vector: Whether the numbers are tau_k, not theta_k, (K + 1,).
         n: Elements of each.
     """
 
-    data: torch.Tensor
+    data: np.ndarray | torch.Tensor
     offsets: np.ndarray
     codes: np.ndarray
     is_vector: np.ndarray
     n: int
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether compiled code can read it."""
+        return isinstance(self.data, np.ndarray)
+
+    @property
     def for_kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What every kernel takes first."""
-        return self.data.numpy(), self.offsets, self.codes, self.is_vector
+        assert isinstance(self.data, np.ndarray)
+        return self.data, self.offsets, self.codes, self.is_vector
 
-    def part(self, first: int, n: int) -> "Packed":
+    def part(self, first: int, n: int) -> Packed:
         """Elements `first:first + n`, in the same memory."""
         offsets = self.offsets + first * np.array([_itemsize(code) for code in self.codes])
         return replace(self, offsets=offsets, n=n)
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """theta_0, (n,), and tau_k, (K, n), float64, and whether all of them are finite."""
-        if self.data.device.type != "cpu":
+        if not self.on_cpu:
             base = self._float64(0)
             vectors = [self._task_vector(k, base) for k in range(1, len(self.codes))]
             stacked = torch.stack(vectors)
@@ -127,8 +135,11 @@ class Packed:
 
     def _float64(self, index: int) -> torch.Tensor:
         dtype, offset = _TYPES[int(self.codes[index])], int(self.offsets[index])
-        stored = self.data[offset : offset + self.n * dtype.itemsize].view(dtype)
-        return stored.to(torch.float64, copy=True)  # the memory of `data` may be used again
+        part = self.data[offset : offset + self.n * dtype.itemsize]
+        stored = torch.from_numpy(part) if isinstance(part, np.ndarray) else part
+        return stored.view(dtype.torch).to(
+            torch.float64, copy=True
+        )  # the memory of `data` may be used again
 
 
 @dataclass(frozen=True)
@@ -217,9 +228,7 @@ class Reader:
         MismatchError: An expert does not have this tensor in this shape.
     """
 
-    def __init__(
-        self, tensor: StoredTensor, experts: Sequence[Checkpoint], device: torch.device
-    ) -> None:
+    def __init__(self, tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> None:
         self.tensor, self.device = tensor, device
         self.labels = tuple(expert.label for expert in experts)
         self._experts = [expert.tensor(tensor) for expert in experts]
@@ -227,9 +236,12 @@ class Reader:
         dtypes = [_packed_type(tensor), *(_packed_type(stored) for stored in plain)]
         nothing = [False, *(isinstance(one, ZeroTensor) for one in self._experts)]
         self._sources = [tensor, *plain]
-        self._itemsizes = [
-            0 if none else dtype.itemsize for dtype, none in zip(dtypes, nothing, strict=True)
+        self._as_stored = [
+            one if one is not None and one.dtype in CODES else None for one in self._sources
         ]
+        self._itemsizes = tuple(
+            0 if none else dtype.itemsize for dtype, none in zip(dtypes, nothing, strict=True)
+        )
         self._codes = np.array(
             [
                 kernels.NOTHING if none else CODES[dtype]
@@ -262,29 +274,32 @@ class Reader:
         Raises:
             CheckpointError: A file ended early or could not be read.
         """
-        sizes = [span.n_elements * size for size in self._itemsizes]
-        ends = np.cumsum([-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
-        offsets = np.concatenate([[0], ends[:-1]])
-        # Kernels take whole groups of lanes, so they read up to one group too far.
-        buffer = _buffer(int(ends[-1]) + _ALIGNMENT, self.device, scratch)
-        view = memoryview(buffer.numpy())  # pyright: ignore[reportArgumentType]
-        base = cache(lambda: self._base(span))
-        for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes, strict=True)):
-            part, source = view[offset : offset + size], self._sources[index]
-            if source is not None and source.dtype in CODES:
-                read_bytes(source, span.first * source.dtype.itemsize, part)
-            elif size:
-                numbers = self._float64(index, span, base)
-                part[:] = numbers.contiguous().view(-1).view(torch.uint8).numpy().data
-            view[offset + size : offset + size + _ALIGNMENT] = bytes(_ALIGNMENT)
+        room = _room(span.n_elements, self._itemsizes)
+        buffer = _buffer(room.n_bytes, self.device, scratch)
+        view = memoryview(buffer)  # pyright: ignore[reportArgumentType]
+        for source, part in zip(self._as_stored, room.parts, strict=True):
+            if source is not None:
+                read_bytes(source, span.first * source.dtype.itemsize, view[part])
+        if None in self._as_stored:
+            self._compute(span, room, buffer)
+        for gap in room.gaps:
+            buffer[gap] = 0
         data = _on(buffer, self.device)
-        packed = Packed(data, offsets, self._codes, self._is_vector, span.n_elements)
+        packed = Packed(data, room.offsets, self._codes, self._is_vector, span.n_elements)
         return Chunk(self.tensor, span, packed, self.labels)
+
+    def _compute(self, span: Span, room: _Room, buffer: np.ndarray) -> None:
+        """Fill in what is not stored as the kernels know it, where there is any."""
+        base = cache(lambda: self._base(span))
+        for index, part in enumerate(room.parts):
+            if self._as_stored[index] is None and self._itemsizes[index]:
+                numbers = self._float64(index, span, base).contiguous().view(-1)
+                buffer[part] = numbers.view(torch.uint8).numpy()
 
     def _base(self, span: Span) -> torch.Tensor:
         """The rows of theta_0 that a span lies in, float64."""
         start = span.first // max(1, self.tensor.matrix_shape[1])
-        return read_base(self.tensor, start, start + span.rows, torch.device("cpu"))
+        return read_base(self.tensor, start, start + span.rows, "cpu")
 
     def _float64(self, index: int, span: Span, base: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Numbers that are not stored as the kernels know them: odd types, products of factors."""
@@ -328,37 +343,70 @@ def _itemsize(code: int) -> int:
     return 0 if code == kernels.NOTHING else _TYPES[int(code)].itemsize
 
 
-def _packed_type(stored: StoredTensor | None) -> torch.dtype:
-    return stored.dtype if stored is not None and stored.dtype in CODES else torch.float64
+def _packed_type(stored: StoredTensor | None) -> dtypes.Dtype:
+    return stored.dtype if stored is not None and stored.dtype in CODES else dtypes.FLOAT64
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Where base and experts lie in a chunk: the bytes of each, and what is left between them."""
+
+    offsets: np.ndarray
+    parts: tuple[slice, ...]
+    gaps: tuple[slice, ...]
+    n_bytes: int
+
+
+@lru_cache(maxsize=256)
+def _room(n: int, itemsizes: tuple[int, ...]) -> _Room:
+    parts, gaps, offset = [], [], 0
+    for size in itemsizes:
+        end = offset + n * size
+        parts.append(slice(offset, end))
+        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        gaps.append(slice(end, offset))
+    # Kernels take whole groups of lanes, so they read up to one group too far.
+    gaps.append(slice(offset, offset + _ALIGNMENT))
+    offsets = np.array([part.start for part in parts])
+    own = tuple(gap for gap in gaps if gap.start < gap.stop)
+    return _Room(offsets, tuple(parts), own, offset + _ALIGNMENT)
 
 
 _of_thread = threading.local()
 
 
-def _buffer(n_bytes: int, device: torch.device, scratch: bool) -> torch.Tensor:
-    if device.type != "cpu" or not scratch:
-        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+def _buffer(n_bytes: int, device: str, scratch: bool) -> np.ndarray:
+    if device != "cpu":
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+    if not scratch:
+        return _aligned(n_bytes)
     room = getattr(_of_thread, "scratch", None)
     if room is None or len(room) < n_bytes:
-        _of_thread.scratch = room = torch.empty(n_bytes, dtype=torch.uint8)
+        _of_thread.scratch = room = _aligned(n_bytes)
     _of_thread.latest = room[:n_bytes]
     return _of_thread.latest
 
 
+def _aligned(n_bytes: int) -> np.ndarray:
+    """Room that begins where a line of the cache does."""
+    room = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % _ALIGNMENT
+    return room[first : first + n_bytes]
+
+
 def is_current(packed: Packed) -> bool:
     """Whether bytes that were read into a thread's scratch memory are there still, in this one."""
-    on_device = packed.data.device.type != "cpu"
-    return on_device or getattr(_of_thread, "latest", None) is packed.data
+    return not packed.on_cpu or getattr(_of_thread, "latest", None) is packed.data
 
 
-def _on(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _on(buffer: np.ndarray, device: str) -> np.ndarray | torch.Tensor:
     """The bytes on the device. Threads that read have a stream each, so copies run ahead."""
-    if device.type == "cpu":
+    if device == "cpu":
         return buffer
     if not hasattr(_of_thread, "stream"):
         _of_thread.stream = torch.cuda.Stream(device)
     with torch.cuda.stream(_of_thread.stream):
-        data = buffer.to(device, non_blocking=True)
+        data = torch.from_numpy(buffer).to(device, non_blocking=True)
     _of_thread.stream.synchronize()
     # Its memory may not be used again before the default stream is done with it.
     data.record_stream(torch.cuda.default_stream(device))
@@ -391,34 +439,11 @@ def read_bytes(stored: StoredTensor, start: int, out: memoryview) -> None:
         ) from error
 
 
-def read_as_stored(stored: StoredTensor, span: Span) -> torch.Tensor:
-    """The numbers of a span, flat, in the type they are stored in."""
-    buffer = torch.empty(span.n_elements * stored.dtype.itemsize, dtype=torch.uint8)
-    read_bytes(stored, span.first * stored.dtype.itemsize, buffer.numpy().data)
-    return buffer.view(stored.dtype)
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU when there is one, else the CPU.
-
-    Raises:
-        RecipeError: The device asked for is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(
-            "There is no GPU to use",
-            where="device",
-            received=device,
-            expected="a CUDA device and a CUDA build of PyTorch",
-            remedy="Use --device auto or cpu.",
-        )
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise RecipeError(
-            "Unknown device", where="device", received=device, expected="auto, cpu, cuda"
-        )
-    return torch.device(device)
+def read_as_stored(stored: StoredTensor, span: Span) -> np.ndarray:
+    """The bytes of a span, as they are stored."""
+    buffer = np.empty(span.n_elements * stored.dtype.itemsize, np.uint8)
+    read_bytes(stored, span.first * stored.dtype.itemsize, buffer.data)
+    return buffer
 
 
 def row_blocks(
@@ -432,7 +457,7 @@ def row_blocks(
             yield start, min(rows, start + step)
 
 
-def read_base(tensor: StoredTensor, start: int, stop: int, device: torch.device) -> torch.Tensor:
+def read_base(tensor: StoredTensor, start: int, stop: int, device: str) -> torch.Tensor:
     """Rows of theta_0 in float64, (rows, columns)."""
     return read_rows(tensor, start, stop).to(device).to(torch.float64)
 
@@ -440,7 +465,7 @@ def read_base(tensor: StoredTensor, start: int, stop: int, device: torch.device)
 def chunks(
     tensor: StoredTensor,
     experts: Sequence[Checkpoint],
-    device: torch.device,
+    device: str,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Iterator[Chunk]:
     """Every chunk of one tensor, in order of rows, read ahead; whole rows.

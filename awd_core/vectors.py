@@ -4,18 +4,20 @@ Task vectors here are what the recipe makes of them: with AWD they are `v_k = ta
 equalised norms they are scaled. A method does not know the difference.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from awd_core import layout, merge_kernels
 from awd_core.gram import pack, unpack, with_base
 from awd_core.kernels import FLOAT64
 from awd_core.lanes import LANES, whole_groups
+from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank
 from awd_core.parallel import in_order
 from awd_core.stream import Packed
@@ -133,7 +135,7 @@ class Numbers:
     rows: np.ndarray
 
     @classmethod
-    def empty(cls, n_experts: int, n: int) -> "Numbers":
+    def empty(cls, n_experts: int, n: int) -> Numbers:
         """Room for n elements."""
         size = (n_experts + 1) * n
         data = np.zeros(size + LANES)
@@ -143,7 +145,7 @@ class Numbers:
         """A piece of these numbers."""
         n_experts = len(self.rows) - 1
         packed = Packed(
-            data=torch.from_numpy(self.data).view(torch.uint8),
+            data=self.data.view(np.uint8),
             offsets=np.arange(n_experts + 1) * self.rows.strides[0],
             codes=np.full(n_experts + 1, FLOAT64),
             is_vector=np.arange(n_experts + 1) > 0,

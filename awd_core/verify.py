@@ -1,22 +1,28 @@
 """Checks a merged folder: is it whole, is it what its recipe gives, does transformers load it."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from awd_core import files
 from awd_core.checkpoints import open_checkpoint
-from awd_core.checkpoints.header import StoredTensor, read_rows
+from awd_core.checkpoints.header import StoredTensor
 from awd_core.checkpoints.weights import stored_tensors
+from awd_core.devices import has_gpu
+from awd_core.dtypes import Dtype
 from awd_core.errors import AwdError, OutputError
+from awd_core.final_type import joined
 from awd_core.merge import merged_tensors, plan_merge
 from awd_core.plan import Plan
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
+from awd_core.stream import Span, read_as_stored
 from awd_core.writer import PROVENANCE, RECIPE
 
 
@@ -145,7 +151,7 @@ def _derive(
     if gone:
         return Check(name, None, f"inputs are not here: {', '.join(gone)}")
     device = provenance["device"]
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not has_gpu():
         device = "cpu"
 
     def derive() -> str:
@@ -169,8 +175,7 @@ def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
     written = stored_tensors(folder)
     report = Reporter("Deriving", len(plan.tensors), cancel=cancel)
     for tensor, blocks in merged_tensors(plan):
-        rows = list(blocks)
-        if rows and not _equal(written.get(tensor.name), torch.cat(rows).view(tensor.matrix_shape)):
+        if not _equal(written.get(tensor.name), tensor, plan.out_dtype(tensor), joined(blocks)):
             raise OutputError(
                 "A tensor differs from what the recipe gives",
                 where=f"tensor {tensor.name!r} of {folder}",
@@ -180,13 +185,12 @@ def _compare(folder: Path, plan: Plan, cancel: CancelFn | None) -> str:
     return f"all {len(plan.tensors)} tensors derived again, bit for bit"
 
 
-def _equal(stored: StoredTensor | None, derived: torch.Tensor) -> bool:
-    if stored is None or stored.matrix_shape != tuple(derived.shape):
+def _equal(
+    stored: StoredTensor | None, of_base: StoredTensor, dtype: Dtype, derived: np.ndarray
+) -> bool:
+    if stored is None or (stored.shape, stored.dtype) != (of_base.shape, dtype):
         return False
-    found = read_rows(stored, 0, derived.shape[0])
-    return found.dtype == derived.dtype and torch.equal(
-        found.view(torch.uint8), derived.contiguous().view(torch.uint8)
-    )
+    return np.array_equal(read_as_stored(stored, Span(0, *stored.matrix_shape)), derived)
 
 
 def _loaded(folder: Path) -> Check:

@@ -9,23 +9,27 @@ so one kernel reads what is stored, sums in float64 and rounds once. A span of a
 its own: a pure function of the files, for any thread.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-import torch
 
-from awd_core import kernels
+from awd_core import dtypes, kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.lora import product_rows
-from awd_core.final_type import added_to_base, in_final_type, refuse_not_finite
+from awd_core.dtypes import Dtype
+from awd_core.final_type import added_to_base, copied, numbers, refuse_not_finite
 from awd_core.lanes import whole_groups
+from awd_core.lazy import torch
 from awd_core.method import LinearMethod
 from awd_core.parallel import in_order
 from awd_core.plan import Plan
-from awd_core.stream import CODES, Reader, Span, read_as_stored, spans
+from awd_core.stream import CODES, Reader, Span, spans
 
-Tensors = Iterator[tuple[StoredTensor, Iterator[torch.Tensor]]]
+# Tensors of the result, each as the bytes of its pieces in order.
+Tensors = Iterator[tuple[StoredTensor, Iterator[np.ndarray]]]
 
 
 def is_weighted_sum(plan: Plan) -> bool:
@@ -38,7 +42,7 @@ def is_weighted_sum(plan: Plan) -> bool:
         and plan.dense is None
         and plan.recipe.lines is None
         and by_rows
-        and plan.device.type == "cpu"
+        and plan.device == "cpu"
     )
 
 
@@ -55,7 +59,7 @@ def weighted_tensors(plan: Plan, tensors: Sequence[StoredTensor]) -> Tensors:
     """Tensors of the result, each as flat pieces in order; those that nobody changes are copied."""
     parts = {tensor.name: _spans(plan, tensor) for tensor in tensors}
 
-    def tasks() -> Iterator[tuple[Callable[[Span], torch.Tensor], Span]]:
+    def tasks() -> Iterator[tuple[Callable[[Span], np.ndarray], Span]]:
         for tensor in tensors:
             piece = _piece_of(plan, tensor, tensor.name in plan.merged_names)
             for span in parts[tensor.name]:
@@ -72,37 +76,39 @@ def _spans(plan: Plan, tensor: StoredTensor) -> list[Span]:
     return list(spans(tensor, whole_rows=not stored))
 
 
-def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Span], torch.Tensor]:
+def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Span], np.ndarray]:
     """What makes any span of one tensor of the result."""
     dtype = plan.out_dtype(tensor)
     if not is_merged:
-        return lambda span: in_final_type(plan, tensor, read_as_stored(tensor, span))
+        return lambda span: copied(plan, tensor, span)
     product = _weighted_product(plan, tensor)
     if product is not None:
         return _piece_of_product(plan, tensor, *product)
     read = Reader(tensor, plan.experts, plan.device)
     by_expert = np.ascontiguousarray(weights(plan, tensor))
     # What the kernel does not write (float8) is rounded from float32.
-    written = dtype if dtype in CODES else torch.float32
+    written = dtype if dtype in CODES else dtypes.FLOAT32
     columns = tensor.matrix_shape[1]
 
-    def piece(span: Span) -> torch.Tensor:
+    def piece(span: Span) -> np.ndarray:
         chunk = read(span, scratch=True)
 
-        def summed(kind: torch.dtype) -> tuple[torch.Tensor, bool]:
+        def summed(kind: Dtype) -> tuple[np.ndarray, bool]:
             out = np.empty(whole_groups(span.n_elements) * kind.itemsize, dtype=np.uint8)
             where = by_expert, span.first, columns, span.n_elements
-            largest = float(torch.finfo(dtype).max)
             finite = kernels.weighted_sum(
-                *chunk.packed.for_kernels, *where, largest, CODES[kind], out
+                *chunk.packed.for_kernels, *where, dtype.largest, CODES[kind], out
             )
-            return torch.from_numpy(out).view(kind)[: span.n_elements], finite
+            return out[: span.n_elements * kind.itemsize], finite
 
-        merged, finite = summed(written)
-        final = merged.to(dtype)
+        final, finite = summed(written)
+        if written != dtype:
+            rounded = numbers(final, written).to(dtype.torch)
+            final = rounded.view(torch.uint8).numpy()
         if not finite:
             chunk.require_finite()
-            refuse_not_finite(plan, tensor, summed(torch.float64)[0], final)
+            exact = numbers(summed(dtypes.FLOAT64)[0], dtypes.FLOAT64)
+            refuse_not_finite(plan, tensor, exact, numbers(final, dtype))
         return final
 
     return piece
@@ -131,10 +137,10 @@ def _weighted_product(plan: Plan, tensor: StoredTensor) -> tuple[torch.Tensor, t
 
 def _piece_of_product(
     plan: Plan, tensor: StoredTensor, left: torch.Tensor, right: torch.Tensor
-) -> Callable[[Span], torch.Tensor]:
+) -> Callable[[Span], np.ndarray]:
     read = Reader(tensor, [], plan.device)
 
-    def piece(span: Span) -> torch.Tensor:
+    def piece(span: Span) -> np.ndarray:
         start = span.first // max(1, span.columns)
         update = product_rows(left, right, start, start + span.rows)
         return added_to_base(plan, tensor, read(span, scratch=True).packed, update)

@@ -1,5 +1,7 @@
 """Writes the merged folder: weights header first, then everything that belongs beside them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -11,13 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from awd_core import files
 from awd_core.card import model_card
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.folder import inside
-from awd_core.checkpoints.header import DTYPE_CODES
 from awd_core.checkpoints.weights import INDEX, SINGLE
 from awd_core.hashes import InputHashes
 from awd_core.parallel import in_order
@@ -149,17 +150,14 @@ def _write_shard(
     return digest.hexdigest()
 
 
-def _written(
-    descriptor: int, blocks: Iterator[torch.Tensor], position: int
-) -> Iterator[memoryview]:
+def _written(descriptor: int, blocks: Iterator[np.ndarray], position: int) -> Iterator[memoryview]:
     """The bytes of all blocks, in order, each at its place in the file when it is told of."""
 
     def placed() -> Iterator[tuple[memoryview, int]]:
         begin = position
         for block in blocks:
-            data = block.contiguous().view(torch.uint8).numpy().data
-            yield data, begin
-            begin += len(data)
+            yield block.data, begin
+            begin += block.nbytes
 
     def write(part: tuple[memoryview, int]) -> memoryview:
         data, begin = part
@@ -185,7 +183,7 @@ def _header(plan: Plan, shard: Shard) -> bytes:
     for tensor in shard.tensors:
         end = offset + _bytes(plan, tensor)
         header[tensor.name] = {
-            "dtype": DTYPE_CODES[plan.out_dtype(tensor)],
+            "dtype": plan.out_dtype(tensor).code,
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -254,7 +252,7 @@ def _provenance(
         ],
         "outputs": outputs,
         "kept_from_base": [t.name for t in plan.tensors if t.name in plan.excluded],
-        "device": plan.device.type,
+        "device": plan.device.split(":")[0],
         "seed": plan.recipe.seed,
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors")},
     }

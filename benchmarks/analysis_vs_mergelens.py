@@ -101,7 +101,7 @@ def accuracy(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
     chosen = [tensor for tensor in names if min(tensor.shape) >= 128][2 : 2 + CHECKED]
     value_errors, angles = [], []
     for tensor in chosen:
-        tau = next(matrices(tensor, experts[:1], torch.device("cpu")))
+        tau = next(matrices(tensor, experts[:1], "cpu"))
         count = min(tau.shape) // len(experts)
         full, found = (leading_triplets(tau, count, 0, exact) for exact in (True, False))
         value_errors.append(float((found.strengths / full.strengths - 1).abs().max()))

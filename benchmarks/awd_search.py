@@ -169,7 +169,7 @@ def open_ground(bench: Bench) -> Ground:
     """Read everything once."""
     base, matrices, rest = {}, {}, {}
     for name, stored in bench.base.stored.items():
-        parts = list(chunks(stored, bench.experts, torch.device("cpu")))
+        parts = list(chunks(stored, bench.experts, "cpu"))
         if not parts:
             continue
         base[name] = torch.cat([part.base for part in parts]).reshape(stored.shape).float()

@@ -155,7 +155,7 @@ class Bench:
                 [(state[name] - start).reshape(tensor.matrix_shape) for state in models]
             )
             squares += changes.square().sum((1, 2)).numpy()
-            for chunk in chunks(tensor, self.experts, torch.device("cpu")):
+            for chunk in chunks(tensor, self.experts, "cpu"):
                 part = changes[:, chunk.start : chunk.stop]
                 products += (chunk.task_vectors * part).sum((1, 2)).numpy()
                 own += chunk.task_vectors.square().sum((1, 2)).numpy()

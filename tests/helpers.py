@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import awd_core as awd
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.dtypes import FLOAT64
 from awd_core.stream import CODES, Chunk, Packed, Span
 
 State = dict[str, torch.Tensor]
@@ -269,8 +270,8 @@ def chunk_of(base: torch.Tensor, task_vectors: torch.Tensor) -> Chunk:
     padded = torch.zeros(len(rows), -(-n // 8) * 8, dtype=torch.float64)
     padded[:, :n] = rows
     offsets = np.arange(len(rows)) * padded.shape[1] * 8
-    codes = np.full(len(rows), CODES[torch.float64])
+    codes = np.full(len(rows), CODES[FLOAT64])
     is_vector = np.arange(len(rows)) > 0
-    packed = Packed(padded.view(-1).view(torch.uint8), offsets, codes, is_vector, n)
-    stored = StoredTensor("w", (n,), torch.float64, Path(), 0)
+    packed = Packed(padded.view(-1).view(torch.uint8).numpy(), offsets, codes, is_vector, n)
+    stored = StoredTensor("w", (n,), FLOAT64, Path(), 0)
     return Chunk(stored, Span(0, 1, n), packed)

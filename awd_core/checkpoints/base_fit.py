@@ -1,12 +1,13 @@
 """Is this the base that the experts were fine-tuned from? A look at a few rows tells."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from awd_core.checkpoints.checkpoint import Checkpoint
 from awd_core.checkpoints.header import StoredTensor, read_rows
+from awd_core.lazy import torch
 
 MATRICES, ROWS = 16, 4
 

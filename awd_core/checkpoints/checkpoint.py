@@ -1,5 +1,7 @@
 """What the rest of the core knows of a checkpoint: its tensors, and how to read one by rows."""
 
+from __future__ import annotations
+
 import abc
 import hashlib
 from collections.abc import Mapping
@@ -8,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from awd_core.checkpoints.header import StoredTensor, sample_bytes
+from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank
 
 
@@ -81,7 +82,7 @@ class Checkpoint(abc.ABC):
         """
         digest = hashlib.sha256(b"common rows" if self.common_rows else b"")
         for tensor in self.stored.values():
-            digest.update(f"{tensor.name}|{tensor.shape}|{tensor.dtype}\n".encode())
+            digest.update(f"{tensor.name}|{tensor.shape}|torch.{tensor.dtype}\n".encode())
             for block in sample_bytes(tensor):
                 digest.update(block)
         return digest.hexdigest()

@@ -4,6 +4,8 @@ Format: 8 bytes little-endian header length, a JSON object, then the data. The h
 outside, so every number in it is checked before it is used.
 """
 
+from __future__ import annotations
+
 import json
 import struct
 from collections.abc import Iterator
@@ -13,10 +15,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from awd_core.checkpoints.folder import unique_names
+from awd_core.dtypes import BY_CODE, Dtype
 from awd_core.errors import CheckpointError
+from awd_core.lazy import torch
 
 # The limit of the format's own reference reader; a longer claim is damage or an attack.
 MAX_HEADER_BYTES = 100_000_000
@@ -25,28 +27,6 @@ MAX_DIMENSIONS = 64
 # A tensor without elements may have a size of any length; this one still fits in memory.
 MAX_EMPTY_SIZE = 1 << 20
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 # Several elements in a byte: always quantised weights, of which no difference can be taken.
 _PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 
@@ -65,7 +45,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Dtype
     file: Path
     offset: int
 
@@ -82,7 +62,7 @@ class StoredTensor:
     @property
     def is_float(self) -> bool:
         """Whether it can be merged; integer and boolean buffers are kept from the base."""
-        return self.dtype.is_floating_point
+        return self.dtype.is_float
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -138,7 +118,7 @@ def _entry(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         if entry["dtype"] in _PACKED:
             raise _quantised(file, name, entry["dtype"])
-        dtype = DTYPES[entry["dtype"]]
+        dtype = BY_CODE[entry["dtype"]]
         shape = tuple(_natural(size) for size in entry["shape"][:MAX_DIMENSIONS])
         begin, end = (_natural(offset) for offset in entry["data_offsets"])
         name.encode("utf-8")  # half a surrogate pair is JSON, and no name
@@ -227,7 +207,7 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
     row_bytes = columns * tensor.dtype.itemsize
     buffer = bytearray((stop - start) * row_bytes)
     if not buffer:
-        return torch.empty((stop - start, columns), dtype=tensor.dtype)
+        return torch.empty((stop - start, columns), dtype=tensor.dtype.torch)
     view, done = memoryview(buffer), 0
     with _reading(tensor), tensor.file.open("rb", buffering=0) as stream:
         stream.seek(tensor.offset + start * row_bytes)
@@ -236,7 +216,7 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
             if not count:
                 raise OSError("the file ended early")
             done += count
-    return torch.frombuffer(buffer, dtype=tensor.dtype).view(stop - start, columns)
+    return torch.frombuffer(buffer, dtype=tensor.dtype.torch).view(stop - start, columns)
 
 
 def sample_bytes(tensor: StoredTensor, block: int = 4096) -> Iterator[bytes]:

@@ -3,6 +3,8 @@
 A task vector stays a pair of factors; only the rows at hand are multiplied out.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -12,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
 from awd_core.checkpoints.folder import inside, read_json
 from awd_core.checkpoints.header import StoredTensor, read_header, read_rows
@@ -21,6 +21,7 @@ from awd_core.checkpoints.lora_config import refuse_variants, scaling
 from awd_core.checkpoints.pickled import read_pickled
 from awd_core.checkpoints.weights import WeightTensor
 from awd_core.errors import CheckpointError, MismatchError
+from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank
 
 CONFIG = "adapter_config.json"
@@ -111,7 +112,7 @@ class LoraTensor(ExpertTensor):
     def weights(self, start: int, stop: int, base: torch.Tensor) -> torch.Tensor:
         """Rows of theta_0 + s B A in the base's type, bit for bit as PEFT's own merge gives it."""
         merged = base + self._product_of_peft[start:stop].to(base.device)
-        return merged.to(self.base.dtype).to(torch.float64)
+        return merged.to(self.base.dtype.torch).to(torch.float64)
 
     def low_rank(self) -> LowRank:
         """s B and A."""

@@ -6,15 +6,17 @@ makes shapes and offsets and reads no weight. From then on a tensor of a `.bin` 
 like any other, read by `read_rows`.
 """
 
+from __future__ import annotations
+
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
-from awd_core.checkpoints.header import DTYPE_CODES, StoredTensor
+from awd_core.checkpoints.header import StoredTensor
+from awd_core.dtypes import BY_NAME
 from awd_core.errors import CheckpointError
+from awd_core.lazy import torch
 
 
 def read_pickled(file: Path) -> dict[str, StoredTensor]:
@@ -77,13 +79,14 @@ def _stored(file: Path, name: str, value: Any, records: dict[int, int]) -> Store
     if not isinstance(value, torch.Tensor):
         raise _refused(file, f"{name!r} of type {type(value).__name__}", "tensors only")
     plain = value.layout == torch.strided and value.is_contiguous()
-    if not plain or value.is_neg() or value.is_conj() or value.dtype not in DTYPE_CODES:
+    dtype = BY_NAME.get(str(value.dtype).removeprefix("torch."))
+    if not plain or value.is_neg() or value.is_conj() or dtype is None:
         received = f"tensor {name!r}, {value.dtype}, {value.layout}, strides differ from its shape"
         raise _refused(file, received, "whole, contiguous tensors")
     storage = value.untyped_storage()
     begin = int(storage._checkpoint_offset or 0)
-    offset = begin + int(value.storage_offset()) * value.dtype.itemsize
-    tensor = StoredTensor(name, tuple(value.shape), value.dtype, file, offset)
+    offset = begin + int(value.storage_offset()) * dtype.itemsize
+    tensor = StoredTensor(name, tuple(value.shape), dtype, file, offset)
     if begin not in records or offset + tensor.n_bytes > begin + records[begin]:
         raise _refused(file, f"tensor {name!r} outside of its record", "a record that holds it")
     return tensor

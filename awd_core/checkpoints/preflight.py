@@ -1,12 +1,13 @@
 """Whether and how checkpoints merge, from headers only: seconds before anything is read."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import yaml
 
 from awd_core.checkpoints.base_fit import BaseFit
@@ -18,6 +19,7 @@ from awd_core.checkpoints.lora import LoraCheckpoint
 from awd_core.checkpoints.quantised import loads_quantised, quantisation
 from awd_core.checkpoints.vocabulary import is_vocabulary, same_but_for_rows, tied_embedding
 from awd_core.checkpoints.weights import WeightCheckpoint
+from awd_core.dtypes import Dtype
 from awd_core.errors import CheckpointError, MismatchError
 
 
@@ -223,8 +225,8 @@ def _weight_problems(
         )
 
 
-def _named(types: set[torch.dtype]) -> str:
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+def _named(types: set[Dtype]) -> str:
+    return ", ".join(sorted(map(str, types)))
 
 
 def _architecture(base: Checkpoint, expert: Checkpoint) -> Iterator[Problem]:

@@ -3,15 +3,16 @@
 Told by name and shape alone; there is no table of architectures.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from awd_core.checkpoints.checkpoint import ExpertTensor
 from awd_core.checkpoints.header import StoredTensor, read_rows
+from awd_core.lazy import torch
 
 _HEAD = re.compile(r"(lm_head|embed_out|predictions\.(decoder|bias))")
 _EMBEDDING = re.compile(

@@ -1,11 +1,11 @@
 """Checkpoints that hold whole weights: a Hugging Face folder, or a single weight file."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from awd_core.checkpoints.checkpoint import Checkpoint, ExpertTensor
 from awd_core.checkpoints.folder import inside, listed, read_json
@@ -18,6 +18,7 @@ from awd_core.checkpoints.vocabulary import (
     tied_heads,
 )
 from awd_core.errors import CheckpointError, MismatchError
+from awd_core.lazy import torch
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED_INDEX, PICKLED = "pytorch_model.bin.index.json", "pytorch_model.bin"

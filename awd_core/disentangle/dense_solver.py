@@ -6,6 +6,8 @@ float32, every sum over elements is float64. Groups are solved one after the oth
 granularity `tensor` or `row` no more than one tensor of every expert is in memory.
 """
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from awd_core import layout
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.devices import resolve_device
 from awd_core.disentangle.objective import (
     critical_alphas,
     gradient_coefficients,
@@ -32,8 +34,9 @@ from awd_core.disentangle.settings import (
     Settings,
 )
 from awd_core.errors import AwdError
+from awd_core.lazy import torch
 from awd_core.progress import CancelFn, ProgressFn, Reporter
-from awd_core.stream import CHUNK_ELEMENTS, chunks, resolve_device
+from awd_core.stream import CHUNK_ELEMENTS, chunks
 
 # As in the paper of Adam (arXiv 1412.6980) and in torch.optim.
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
@@ -225,7 +228,7 @@ class _Descent:
 
 
 def _task_vectors(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], settings: Settings, device: torch.device
+    tensor: StoredTensor, experts: Sequence[Checkpoint], settings: Settings, device: str
 ) -> torch.Tensor:
     """tau of one tensor as (K, groups, elements of a group) float32."""
     blocks = [chunk.task_vectors.float() for chunk in chunks(tensor, experts, device)]
@@ -269,7 +272,7 @@ def _require_memory(
     groups: Sequence[Sequence[StoredTensor]],
     n_experts: int,
     settings: Settings,
-    device: torch.device,
+    device: str,
     memory: int | None,
 ) -> None:
     free = _free_memory(device) if memory is None else memory
@@ -286,9 +289,9 @@ def _require_memory(
     )
 
 
-def _free_memory(device: torch.device) -> int | None:
+def _free_memory(device: str) -> int | None:
     """Bytes that are free on the device; None where the system does not say."""
-    if device.type == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -1,13 +1,15 @@
 """ASWUDI: WUDI's minimum in as many directions as each matrix effectively has."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
 from awd_core.own_rows import of_task_vectors
 from awd_core.vectors import TensorVectors

@@ -1,12 +1,14 @@
 """Model Breadcrumbs: drop the outliers and the small entries of every output row."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import MergeMethod, weighted_sum
 from awd_core.vectors import Piece, TensorVectors
 

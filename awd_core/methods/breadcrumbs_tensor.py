@@ -1,14 +1,16 @@
 """Model Breadcrumbs over whole tensors, as mergekit has it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
 from awd_core.consensus import trim
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import Executor, MergeMethod, weighted_sum
 from awd_core.vectors import Piece, TensorVectors

@@ -1,12 +1,14 @@
 """Consensus merging: keep the weights that enough experts need."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import MergeMethod, sum_over_experts, weighted_sum
 from awd_core.vectors import Piece
 

@@ -1,13 +1,15 @@
 """DARE: drop at random, rescale what is left, add."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.dropping import Dropped, l1_ratio_of_dropped
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import Executor, MergeMethod, linear_sum
 from awd_core.vectors import Piece, TensorVectors
 

@@ -1,14 +1,16 @@
 """DARE in front of TIES."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.consensus import MERGES, trimmed_and_merged
 from awd_core.dropping import Dropped
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_of
 from awd_core.method import MergeMethod
 from awd_core.vectors import Piece, Vectors

@@ -1,16 +1,18 @@
 """DELLA: drop at random, small entries more often, then elect signs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core import rank_kernels
 from awd_core.consensus import columns, trimmed_and_merged
 from awd_core.dropping import keys, l1_ratio, random_numbers, row_sums
 from awd_core.errors import RecipeError
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import Executor, MergeMethod, linear_sum
 from awd_core.random_masks import BITS
 from awd_core.vectors import Numbers, Piece, StoredVectors, TensorVectors
@@ -87,7 +89,7 @@ class Della(MergeMethod):
         all_of_them = np.zeros(len(coefficients), np.float32)
         return trimmed_and_merged(kept, all_of_them, coefficients, "mean", tie=1.0)
 
-    def _kept(self, piece: Piece, factors: np.ndarray) -> "_Kept":
+    def _kept(self, piece: Piece, factors: np.ndarray) -> _Kept:
         stored, divides = piece.stored, self.rescale == "unbiased"
         if stored is not None:
             probabilities = self._probabilities(stored.columns)

@@ -1,15 +1,17 @@
 """EMR: one vector for all tasks, and for each task a mask and a scale."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.dropping import row_sums
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.vectors import Piece, TensorVectors, Vectors
 

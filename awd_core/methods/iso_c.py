@@ -1,11 +1,13 @@
 """Iso-C: the sum of the task vectors with all its singular values made equal."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
+from awd_core.lazy import torch
 from awd_core.linear_algebra import isotropic
 from awd_core.method import MatrixMethod, Memory, matrixwise
 from awd_core.singular_tasks import sum_triplets

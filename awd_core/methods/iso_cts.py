@@ -1,13 +1,15 @@
 """Iso-CTS: common directions of the sum, directions of each task beside them, all of one length."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.linear_algebra import (
     LowRank,
     Triplets,

@@ -1,13 +1,15 @@
 """KnOTS: LoRA experts merged by TIES in the singular directions that they share."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank, product_triplets, singular_triplets
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts

@@ -1,13 +1,15 @@
 """MagMax: every weight from the expert that moved it most."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.consensus import columns
 from awd_core.knobs import Preset
+from awd_core.lazy import torch
 from awd_core.method import MergeMethod
 from awd_core.vectors import Piece
 

@@ -1,14 +1,16 @@
 """OPCM: experts merged one after the other, each freed of what those before it have filled."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.linear_algebra import singular_triplets
 from awd_core.method import MatrixMethod, Memory, matrixwise
 from awd_core.vectors import Piece, TensorVectors, Vectors

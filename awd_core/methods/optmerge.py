@@ -1,14 +1,16 @@
 """OptMerge: WUDI on task vectors that are freed of their small singular values first."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.linear_algebra import singular_triplets
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
 from awd_core.own_rows import Task, adam, momentum_share, regression

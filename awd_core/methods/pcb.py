@@ -1,14 +1,16 @@
 """PCB-Merging: keep what matters within a task and agrees between tasks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.consensus import columns
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.order_statistics import kth_largest_values

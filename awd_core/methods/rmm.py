@@ -1,13 +1,15 @@
 """RMM: experts rebuilt from a mean and a few directions that they have in common."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.dropping import row_sums
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.linear_algebra import one_thread
 from awd_core.method import Executor, MergeMethod, sum_over_experts
 from awd_core.vectors import Piece

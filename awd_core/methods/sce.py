@@ -1,17 +1,19 @@
 """SCE: select what varies, calculate weights, erase the minority's signs."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
 from awd_core.consensus import Election
 from awd_core.dropping import row_sums, total
 from awd_core.knobs import Preset, knob
 from awd_core.lanes import whole_groups
+from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
 from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors

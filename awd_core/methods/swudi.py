@@ -1,14 +1,16 @@
 """SWUDI: WUDI's descent in closed form, stopped at a time and cut to the first directions."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
 from awd_core.own_rows import of_task_vectors
 from awd_core.vectors import TensorVectors

@@ -1,12 +1,14 @@
 """TALL masks: the summed task vector, and for each task the entries of it that it needs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.vectors import Piece
 

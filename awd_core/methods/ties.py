@@ -1,14 +1,16 @@
 """TIES merging as the paper defines it: trim over the whole vector, elect signs, disjoint merge."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from awd_core import merge_kernels
 from awd_core.consensus import MERGES, trim, trimmed_and_merged
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
 from awd_core.vectors import Piece, Vectors

@@ -1,13 +1,15 @@
 """TIES as mergekit defines it: every tensor trimmed by itself, weights before the election."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from awd_core.consensus import Election
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_of
 from awd_core.method import Executor, MergeMethod
 from awd_core.vectors import Piece, TensorVectors

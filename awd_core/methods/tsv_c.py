@@ -1,12 +1,14 @@
 """TSV-C: every task vector compressed to its first singular directions."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.method import Executor, Memory, MergeMethod, matrixwise
 from awd_core.singular_tasks import task_triplets
 from awd_core.vectors import Piece, TensorVectors

@@ -1,12 +1,14 @@
 """TSV-M: the singular vectors of all tasks, made orthogonal to one another, then summed."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.method import MatrixMethod, Memory, matrixwise, weighted_sum
 from awd_core.remembered import Remembered
 from awd_core.singular_tasks import orthogonalised, side_by_side, task_triplets

@@ -1,13 +1,15 @@
 """WIDEN: weigh every column by how far its length and its direction moved."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.dropping import row_sums, total
 from awd_core.knobs import knob
+from awd_core.lazy import torch
 from awd_core.method import Executor, MergeMethod, sum_over_experts, weighted_sum
 from awd_core.vectors import Piece, TensorVectors
 

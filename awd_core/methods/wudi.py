@@ -1,13 +1,15 @@
 """WUDI: a merged matrix that differs little from every expert on that expert's own rows."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from awd_core.knobs import Preset, knob
+from awd_core.lazy import torch
 from awd_core.method import MatrixMethod, Memory, matrixwise, sum_over_experts
 from awd_core.own_rows import adam, of_task_vectors
 from awd_core.vectors import TensorVectors

@@ -43,8 +43,7 @@ def test_chunks_of_the_gpu_are_those_of_the_cpu_bit_for_bit(tmp_path: Path) -> N
     for tensor in made.base.stored.values():
         if tensor.is_float:
             both = [
-                chunks(tensor, made.experts, torch.device(device), chunk_elements=8)
-                for device in ("cpu", "cuda")
+                chunks(tensor, made.experts, device, chunk_elements=8) for device in ("cpu", "cuda")
             ]
             for cpu, gpu in zip(*both, strict=True):
                 assert torch.equal(gpu.base.cpu(), cpu.base)

@@ -23,6 +23,7 @@ from safetensors.torch import save
 import awd_core as awd
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.header import read_header, read_rows
+from awd_core.dtypes import FLOAT32
 from tests.helpers import CONFIG
 
 # Examples of each test, with INPUTS inputs each: 22,000 in every run.
@@ -204,7 +205,7 @@ ADAPTED_HEADER = json.loads(ADAPTED[8 : 8 + ADAPTED_LENGTH])
 @seeds
 def test_bent_adapters(root: Path, seed: int) -> None:
     path = folder(root, "adapters")
-    base = StoredTensor("x.a.weight", (2, 3), torch.float32, path, 0)
+    base = StoredTensor("x.a.weight", (2, 3), FLOAT32, path, 0)
     zero = torch.zeros(2, 3, dtype=torch.float64)
     for rng in randoms(seed):
         raw = json.dumps(bent(rng, ADAPTER, rng.randint(0, 3))).encode()

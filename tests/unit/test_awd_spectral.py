@@ -103,7 +103,7 @@ def test_directions_that_the_sum_lacks_are_left_alone(tmp_path: Path) -> None:
     own[1, 2:] = -own[0, 2:]
     family = Family(tmp_path, base, [{"dense.weight": tau} for tau in own])
     tensor = family.base.stored["dense.weight"]
-    grams = spectral_grams(tensor, family.experts, torch.device("cpu"))
+    grams = spectral_grams(tensor, family.experts, "cpu")
     assert (np.abs(grams).sum((1, 2)) > 0).tolist() == [True, True, False, False]
 
 

@@ -8,15 +8,24 @@ import torch
 from safetensors.torch import save_file
 
 import awd_core as awd
-from awd_core.checkpoints.header import DTYPES, read_header
+from awd_core.checkpoints.header import read_header
+from awd_core.dtypes import DTYPES, Dtype
 from tests.helpers import write_raw
 
 
 def test_every_type_of_the_format_is_known(tmp_path: Path) -> None:
-    state = {str(dtype): torch.ones(3, 2).to(dtype) for dtype in DTYPES.values()}
+    state = {dtype.name: torch.ones(3, 2).to(dtype.torch) for dtype in DTYPES}
     save_file(state, tmp_path / "all.safetensors")
     found = read_header(tmp_path / "all.safetensors")
     assert {name: str(tensor.dtype) for name, tensor in found.items()} == {n: n for n in state}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_type_is_what_torch_says_it_is(dtype: Dtype) -> None:
+    kind = dtype.torch
+    assert (dtype.itemsize, dtype.is_float) == (kind.itemsize, kind.is_floating_point)
+    if dtype.is_float:
+        assert dtype.largest == torch.finfo(kind).max
 
 
 def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[str, Any]:

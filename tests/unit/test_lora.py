@@ -21,6 +21,7 @@ from transformers import (
 
 import awd_core as awd
 from awd_core.checkpoints import StoredTensor
+from awd_core.dtypes import FLOAT32
 from tests.helpers import State, load, methods_for, same_bits, save_bert
 
 pytestmark = pytest.mark.filterwarnings(
@@ -374,7 +375,7 @@ def test_the_rows_asked_for_never_change_a_bit(tmp_path: Path) -> None:
         {f"base_model.model.layer.lora_{side}.weight": t for side, t in factors.items()},
         adapter / "adapter_model.safetensors",
     )
-    stored = StoredTensor("layer.weight", (70, 3000), torch.float32, adapter, 0)
+    stored = StoredTensor("layer.weight", (70, 3000), FLOAT32, adapter, 0)
     tensor = awd.open_checkpoint(adapter).tensor(stored)
     base = torch.zeros(70, 3000, dtype=torch.float64)
     whole = tensor.task_vector(0, 70, base)

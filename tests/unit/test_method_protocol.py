@@ -12,6 +12,7 @@ import torch
 import awd_core as awd
 from awd_core import method_docs
 from awd_core.errors import RecipeError
+from awd_core.final_type import joined, numbers
 from awd_core.knobs import Preset, knob
 from awd_core.merge import merged_tensors
 from awd_core.method import GramMethod, MatrixMethod, build
@@ -50,7 +51,7 @@ def state_of(one: Family, method: type[Recorded], **fields: Any) -> dict[str, to
     plan = awd.plan_merge(one.recipe(**fields), device="cpu")
     plan = replace(plan, method=build(method, knobs))
     return {
-        tensor.name: torch.cat([*blocks, torch.empty(0)]).reshape(tensor.shape)
+        tensor.name: numbers(joined(blocks), tensor.dtype).reshape(tensor.shape)
         for tensor, blocks in merged_tensors(plan)
         if tensor.is_float
     }

@@ -13,7 +13,7 @@ from awd_core.stream import CODES
 from tests.helpers import Family, State, expert_states, family, same_bits
 from tests.unit.test_lora import save_adapter, save_base
 
-TYPES = [*CODES, torch.float8_e4m3fn, torch.float8_e5m2]
+TYPES = [*(one.torch for one in CODES), torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def plainly(one: Family, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> State:
