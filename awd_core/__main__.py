@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 import awd_core as awd
-from awd_core import closer
+from awd_core import closer, compiled
 from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.checkpoints.estimate import in_words
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
@@ -187,6 +187,7 @@ def collect(
 ) -> None:
     """Read base and experts once and write the study."""
     opened, opened_experts = open_sources(base, experts, allow_pickle, vocabulary)
+    compiled.make_ready()
     with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         study = awd.collect(
             opened,
@@ -311,6 +312,7 @@ def merge(
 ) -> None:
     """Run a recipe and write an ordinary Hugging Face folder."""
     chosen = Recipe.load(recipe)
+    compiled.make_ready()
     with Watcher(events, quiet=as_json) as watch, _engine(engine, address) as spread:
         folder = awd.merge(
             chosen,

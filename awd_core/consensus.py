@@ -10,7 +10,7 @@ from awd_core import merge_kernels
 from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, magnitude_bits
 from awd_core.method import sum_over_experts
-from awd_core.vectors import Piece, StoredVectors
+from awd_core.vectors import Piece, StoredVectors, Update
 
 MERGES = ("mean", "sum", "max")
 
@@ -42,11 +42,11 @@ class Election:
     tie: float = 1.0
     scale: float = 1.0
 
-    def of(self, piece: Piece) -> torch.Tensor:
+    def of(self, piece: Piece) -> Update:
         """The merged task vector of one piece, (rows, columns)."""
         return self._as_tensors(piece) if piece.stored is None else self._compiled(piece.stored)
 
-    def _compiled(self, stored: StoredVectors) -> torch.Tensor:
+    def _compiled(self, stored: StoredVectors) -> np.ndarray:
         return stored.filled(
             merge_kernels.elected_sum,
             exact_floors(self.floors),
@@ -70,7 +70,7 @@ class Election:
 
 def trimmed_and_merged(
     piece: Piece, floors: np.ndarray, coefficients: np.ndarray, merge: str, tie: float
-) -> torch.Tensor:
+) -> Update:
     """Trim, elect signs, and merge what agrees, as TIES does.
 
     Args:

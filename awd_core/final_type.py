@@ -13,6 +13,7 @@ from awd_core.lanes import whole_groups
 from awd_core.lazy import torch
 from awd_core.plan import Plan
 from awd_core.stream import CODES, Packed, Span, read_as_stored
+from awd_core.vectors import Update
 
 
 def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> np.ndarray:
@@ -55,9 +56,7 @@ def _all_finite(stored: np.ndarray, dtype: dtypes.Dtype) -> bool:
     return exponent is not None and not (stored.view(exponent.dtype) & exponent == exponent).any()
 
 
-def added_to_base(
-    plan: Plan, tensor: StoredTensor, stored: Packed, update: torch.Tensor
-) -> np.ndarray:
+def added_to_base(plan: Plan, tensor: StoredTensor, stored: Packed, update: Update) -> np.ndarray:
     """The bytes of `theta_0 + update` of some elements in their final type.
 
     Where nothing is added the base keeps its bits: -0.0 + 0.0 would be 0.0.
@@ -71,16 +70,19 @@ def added_to_base(
     Raises:
         OutputError: A weight is not finite, or too large for the type.
     """
-    dtype, flat = plan.out_dtype(tensor), update.reshape(-1)
+    dtype = plan.out_dtype(tensor)
     if not isinstance(stored.data, np.ndarray) or dtype not in CODES:
-        base = stored.base()
-        return in_final_type(plan, tensor, torch.where(flat == 0, base, base + flat))
+        base, added = stored.base(), torch.as_tensor(update).reshape(-1)
+        return in_final_type(plan, tensor, torch.where(added == 0, base, base + added))
+    flat = np.asarray(update).reshape(-1)
     out = np.empty(whole_groups(len(flat)) * dtype.itemsize, dtype=np.uint8)
     where = stored.data, stored.offsets[0], stored.codes[0]
-    finite = kernels.add_to_base(*where, flat.numpy(), dtype.largest, CODES[dtype], out)
+    finite = kernels.add_to_base(*where, flat, dtype.largest, CODES[dtype], out)
     final = out[: len(flat) * dtype.itemsize]
     if not finite:
-        refuse_not_finite(plan, tensor, stored.base() + flat, numbers(final, dtype))
+        refuse_not_finite(
+            plan, tensor, stored.base() + torch.from_numpy(flat), numbers(final, dtype)
+        )
     return final
 
 

@@ -40,7 +40,7 @@ from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.stream import read_base, row_blocks, spans
 from awd_core.study import Study, equalise_norms
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, TensorVectors, Update
 from awd_core.weighted import Tensors, is_weighted_sum, weighted_tensors
 from awd_core.writer import Shard, shards, write_model
 
@@ -304,12 +304,13 @@ def _merged_blocks(
     elif tensor.n_elements:
         scale = survey.scales.get(tensor.name, 1.0)
 
-        def merged(piece: Piece, update: torch.Tensor) -> np.ndarray:
+        def merged(piece: Piece, update: Update) -> np.ndarray:
             scaled = update * scale if scale != 1 else update
             stored = piece.stored
             if stored is not None:
                 return added_to_base(plan, tensor, stored.packed, scaled)
-            moved = torch.where(scaled == 0, piece.base, piece.base + scaled)
+            added = torch.as_tensor(scaled)
+            moved = torch.where(added == 0, piece.base, piece.base + added)
             return in_final_type(plan, tensor, moved)
 
         vectors = tensor_vectors(plan, tensor, kept)
@@ -321,7 +322,7 @@ def _updates(
     vectors: TensorVectors,
     survey: Any,
     coefficients: np.ndarray,
-    then: Callable[[Piece, torch.Tensor], Result],
+    then: Callable[[Piece, Update], Result],
 ) -> Iterator[Result]:
     """What is made of every piece of a tensor and its merged task vector."""
     method = plan.method
@@ -348,7 +349,7 @@ def layer_scales(plan: Plan, survey: Any) -> dict[str, float]:
         for vectors in model_vectors(plan).tensors():
             magnitudes = lambda piece: row_sums(sum_over_experts(piece.task_vectors).abs())  # noqa: E731
             before += total(vectors.each(magnitudes))
-            merged = lambda _, update: row_sums(update.abs())  # noqa: E731
+            merged = lambda _, update: row_sums(torch.as_tensor(update).abs())  # noqa: E731
             after += total(_updates(plan, vectors, survey, ones, merged))
         first = before / after / len(plan.experts) if after else 0.0
     return block_scales([tensor.name for tensor in plan.tensors], float(first), lines.slope)

@@ -51,7 +51,7 @@ from awd_core.knobs import Preset, Value, checked, knob
 from awd_core.lazy import torch
 from awd_core.parallel import WORKERS
 from awd_core.stream import CHUNK_ELEMENTS, KEPT_BYTES
-from awd_core.vectors import Piece, TensorVectors, Vectors
+from awd_core.vectors import Piece, TensorVectors, Update, Vectors
 
 # How a method comes by its result.
 # gram: multipliers from inner products, then a weighted sum of pieces.
@@ -155,7 +155,7 @@ class MergeMethod(abc.ABC):
         return survey
 
     @abc.abstractmethod
-    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> Update:
         """The merged task vector of one piece.
 
         Args:
@@ -187,7 +187,7 @@ class LinearMethod(MergeMethod):
     def multipliers(self, coefficients: np.ndarray) -> np.ndarray:
         """l_k for given lambda_k, (K,)."""
 
-    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> Update:
         """`sum_k l_k tau_k`, summed in expert order."""
         return linear_sum(piece, np.concatenate([[0.0], self.multipliers(coefficients)]))
 
@@ -215,7 +215,7 @@ class GramMethod(MergeMethod):
         """The inner products."""
         return tensor.gram
 
-    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> Update:
         """`l_0 theta_0 + sum_k l_k tau_k`."""
         return linear_sum(piece, self.multipliers(prepared, coefficients))
 
@@ -304,7 +304,7 @@ def whole_weights(gram: np.ndarray) -> np.ndarray:
     return gram[0, 0] + with_base[:, None] + with_base[None, :] + gram[1:, 1:]
 
 
-def linear_sum(piece: Piece, multipliers: np.ndarray) -> torch.Tensor:
+def linear_sum(piece: Piece, multipliers: np.ndarray) -> Update:
     """`sum_k l_k v_k + l_0 theta_0` in expert order; l_0 first, (K + 1,).
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from awd_core.parallel import in_order
 from awd_core.stream import Packed
 
 Result = TypeVar("Result")
+
+# Numbers of some rows: an array where compiled code made them, which needs no torch.
+Update: TypeAlias = "np.ndarray | torch.Tensor"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class StoredVectors:
         dropped = self.streams, np.uint64(self.limit)
         return *self.packed.for_kernels, self.scales, self.redundant, *where, *dropped
 
-    def filled(self, kernel: Callable[..., bool], *arguments: Any) -> torch.Tensor:
+    def filled(self, kernel: Callable[..., bool], *arguments: Any) -> np.ndarray:
         """What a kernel writes, a number for every element, (rows, columns) float64.
 
         Args:
@@ -75,7 +78,7 @@ class StoredVectors:
         out = np.empty(whole_groups(self.n))
         if not kernel(self.for_kernels, self.n, *arguments, out):
             self.require_finite()
-        return torch.from_numpy(out[: self.n]).view(-1, self.columns)
+        return out[: self.n].reshape(-1, self.columns)
 
 
 class Piece:

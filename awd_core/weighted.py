@@ -26,7 +26,11 @@ from awd_core.lazy import torch
 from awd_core.method import LinearMethod
 from awd_core.parallel import in_order
 from awd_core.plan import Plan
-from awd_core.stream import CODES, Reader, Span, spans
+from awd_core.stream import CHUNK_ELEMENTS, CODES, Reader, Span, spans
+
+# What is summed at once leaves the caches between reading and summing, which costs less than half
+# as many elements in twice as many tasks: 8.2 ns an element at K = 8 instead of 8.7.
+PIECE_ELEMENTS = 2 * CHUNK_ELEMENTS
 
 # Tensors of the result, each as the bytes of its pieces in order.
 Tensors = Iterator[tuple[StoredTensor, Iterator[np.ndarray]]]
@@ -73,7 +77,7 @@ def weighted_tensors(plan: Plan, tensors: Sequence[StoredTensor]) -> Tensors:
 def _spans(plan: Plan, tensor: StoredTensor) -> list[Span]:
     # Products of factors are taken row by row, so an adapter's rows are not divided.
     stored = all(expert.kind == "weights" for expert in plan.experts)
-    return list(spans(tensor, whole_rows=not stored))
+    return list(spans(tensor, chunk_elements=PIECE_ELEMENTS, whole_rows=not stored))
 
 
 def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Span], np.ndarray]:

@@ -105,7 +105,8 @@ def merged_by(method: MergeMethod) -> Rule:
             matrix=lambda index: vectors[index],
             bases=lambda: iter([piece]),
         )
-        return method.combine(method.prepare(None, tensor), piece, np.ones(n_experts))
+        merged = method.combine(method.prepare(None, tensor), piece, np.ones(n_experts))
+        return torch.as_tensor(merged)
 
     return rule
 

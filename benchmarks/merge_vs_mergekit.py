@@ -130,8 +130,10 @@ def timed(command: list[str | Path], **environment: str) -> Run:
         CalledProcessError: It failed.
     """
     launched = [sys.executable, "-S", "-c", _LAUNCH, *map(str, command)]
+    # Both keep their compiled modules, as Python does by itself.
+    inherited = {key: own for key, own in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     run = subprocess.run(
-        launched, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+        launched, env=inherited | environment, stdout=subprocess.PIPE, text=True, check=True
     )
     code, seconds, cpu, peak = json.loads(run.stdout)
     if code:

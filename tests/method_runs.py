@@ -44,7 +44,9 @@ def run(
     merged = {}
     for tensor in model.tensors():
         prepared = method.prepare(survey, tensor)
-        parts = [method.combine(prepared, piece, lambdas) for piece in tensor.sweep()]
+        parts = [
+            torch.as_tensor(method.combine(prepared, piece, lambdas)) for piece in tensor.sweep()
+        ]
         merged[tensor.name] = torch.cat(parts).reshape(tensor.shape).numpy()
     return merged
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from awd_core.checkpoints.checkpoint import Checkpoint
-from awd_core.checkpoints.header import StoredTensor, read_rows
-from awd_core.lazy import torch
+from awd_core.checkpoints.header import StoredTensor, read_row
 
 MATRICES, ROWS = 16, 4
 
@@ -43,18 +44,17 @@ def base_fit(base: Checkpoint, experts: Sequence[Checkpoint]) -> BaseFit:
     whole = [one for one in experts if one.kind == "weights"]
     shared = [tensor for tensor in base.stored.values() if _comparable(tensor, whole)]
     step = max(1, len(shared) // MATRICES)
-    grams = torch.zeros(len(whole), len(whole), dtype=torch.float64)
+    grams = np.zeros((len(whole), len(whole)))
     square = 0.0
     for tensor in shared[::step][:MATRICES] if whole else ():
         rows = range(0, tensor.shape[0], max(1, tensor.shape[0] // ROWS))
         for row in list(rows)[:ROWS]:
-            theta = read_rows(tensor, row, row + 1)[0].to(torch.float64)
-            others = [read_rows(one.stored[tensor.name], row, row + 1)[0] for one in whole]
-            tau = torch.stack(others).to(torch.float64) - theta
+            theta = read_row(tensor, row)
+            tau = np.stack([read_row(one.stored[tensor.name], row) for one in whole]) - theta
             grams += tau @ tau.T
             square += float(theta @ theta)
-    norms = grams.diag().sqrt()
-    relative = norms / square**0.5 if square else torch.full_like(norms, torch.nan)
+    norms = np.sqrt(np.diag(grams))
+    relative = norms / square**0.5 if square else np.full_like(norms, np.nan)
     return BaseFit(
         base.label,
         dict(zip((one.label for one in whole), relative.tolist(), strict=True)) if shared else {},
@@ -72,7 +72,7 @@ def _comparable(tensor: StoredTensor, experts: Sequence[Checkpoint]) -> bool:
     )
 
 
-def _mean_cosine(grams: torch.Tensor, norms: torch.Tensor) -> float | None:
-    lengths = torch.outer(norms, norms)
-    upper = torch.ones_like(grams).triu(1).bool() & (lengths > 0)
+def _mean_cosine(grams: np.ndarray, norms: np.ndarray) -> float | None:
+    lengths = np.outer(norms, norms)
+    upper = np.triu(np.ones_like(grams, dtype=bool), 1) & (lengths > 0)
     return float((grams[upper] / lengths[upper]).mean()) if upper.any() else None

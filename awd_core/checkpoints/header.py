@@ -7,16 +7,20 @@ outside, so every number in it is checked before it is used.
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from awd_core.checkpoints.folder import unique_names
-from awd_core.dtypes import BY_CODE, Dtype
+from awd_core.dtypes import BFLOAT16, BY_CODE, FLOAT16, FLOAT32, FLOAT64, Dtype
 from awd_core.errors import CheckpointError
 from awd_core.lazy import torch
 
@@ -197,17 +201,36 @@ def _broken(file: Path, received: str, expected: str) -> CheckpointError:
 def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
     """Rows `start:stop` of `tensor.matrix_shape`, as stored: shape (stop - start, columns).
 
-    Read with `pread`, not mapped: memory stays bounded by what was asked for, and a file that
-    shrinks meanwhile is an error, not a crash.
-
     Raises:
         CheckpointError: The file ended early or could not be read.
     """
     columns = tensor.matrix_shape[1]
-    row_bytes = columns * tensor.dtype.itemsize
-    buffer = bytearray((stop - start) * row_bytes)
+    buffer = _row_bytes(tensor, start, stop)
     if not buffer:
         return torch.empty((stop - start, columns), dtype=tensor.dtype.torch)
+    return torch.frombuffer(buffer, dtype=tensor.dtype.torch).view(stop - start, columns)
+
+
+def read_row(tensor: StoredTensor, row: int) -> np.ndarray:
+    """One row of `tensor.matrix_shape` in float64, without torch for the usual types.
+
+    Raises:
+        CheckpointError: The file ended early or could not be read.
+    """
+    data = np.frombuffer(_row_bytes(tensor, row, row + 1), np.uint8)
+    if tensor.dtype == BFLOAT16:
+        # The upper half of a float32.
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if tensor.dtype in (FLOAT64, FLOAT32, FLOAT16):
+        return data.view(tensor.dtype.name).astype(np.float64)
+    return read_rows(tensor, row, row + 1)[0].to(torch.float64).numpy()
+
+
+def _row_bytes(tensor: StoredTensor, start: int, stop: int) -> bytearray:
+    # Read with `pread`, not mapped: memory stays bounded by what was asked for, and a file that
+    # shrinks meanwhile is an error, not a crash.
+    row_bytes = tensor.matrix_shape[1] * tensor.dtype.itemsize
+    buffer = bytearray((stop - start) * row_bytes)
     view, done = memoryview(buffer), 0
     with _reading(tensor), tensor.file.open("rb", buffering=0) as stream:
         stream.seek(tensor.offset + start * row_bytes)
@@ -216,19 +239,32 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
             if not count:
                 raise OSError("the file ended early")
             done += count
-    return torch.frombuffer(buffer, dtype=tensor.dtype.torch).view(stop - start, columns)
+    return buffer
 
 
-def sample_bytes(tensor: StoredTensor, block: int = 4096) -> Iterator[bytes]:
-    """First, middle and last `block` bytes of a tensor: what a quick fingerprint looks at.
+def samples(
+    tensors: Iterable[StoredTensor], block: int = 4096
+) -> Iterator[tuple[StoredTensor, list[bytes]]]:
+    """First, middle and last `block` bytes of every tensor: what a quick fingerprint looks at.
 
     Raises:
-        CheckpointError: The file could not be read.
+        CheckpointError: A file could not be read.
     """
-    with _reading(tensor), tensor.file.open("rb") as stream:
-        for position in (0, (tensor.n_bytes - block) // 2, tensor.n_bytes - block):
-            stream.seek(tensor.offset + max(0, position))
-            yield stream.read(min(block, tensor.n_bytes))
+    for file, own in groupby(tensors, key=lambda tensor: tensor.file):
+        first, *others = own
+        with _reading(first):
+            stream = file.open("rb", buffering=0)
+        with stream:
+            for tensor in (first, *others):
+                with _reading(tensor):
+                    blocks = _sampled(stream.fileno(), tensor, block)
+                yield tensor, blocks
+
+
+def _sampled(descriptor: int, tensor: StoredTensor, block: int) -> list[bytes]:
+    size, last = min(block, tensor.n_bytes), tensor.n_bytes - block
+    places = (max(0, place) for place in (0, last // 2, last))
+    return [os.pread(descriptor, size, tensor.offset + place) for place in places]
 
 
 @contextmanager

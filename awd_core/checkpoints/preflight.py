@@ -14,7 +14,7 @@ from awd_core.checkpoints.base_fit import BaseFit
 from awd_core.checkpoints.checkpoint import Checkpoint
 from awd_core.checkpoints.estimate import Estimate, estimate
 from awd_core.checkpoints.folder import inside
-from awd_core.checkpoints.header import StoredTensor, sample_bytes
+from awd_core.checkpoints.header import StoredTensor, samples
 from awd_core.checkpoints.lora import LoraCheckpoint
 from awd_core.checkpoints.quantised import loads_quantised, quantisation
 from awd_core.checkpoints.vocabulary import is_vocabulary, same_but_for_rows, tied_embedding
@@ -193,10 +193,9 @@ def _look(checkpoint: Checkpoint) -> str:
     """A few kilobytes of a checkpoint: experts that look alike are compared by fingerprint."""
     digest = hashlib.sha256()
     tensors = list(checkpoint.stored.values())
-    for tensor in tensors[:: max(1, len(tensors) // 4)][:5]:
+    for tensor, blocks in samples(tensors[:: max(1, len(tensors) // 4)][:5], 256):
         digest.update(f"{tensor.name}|{tensor.shape}|{tensor.dtype}".encode())
-        for block in sample_bytes(tensor, 256):
-            digest.update(block)
+        digest.update(b"".join(blocks))
     return digest.hexdigest()
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from awd_core import merge_kernels
 from awd_core.consensus import trim
 from awd_core.knobs import Preset, knob
-from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import Executor, MergeMethod, weighted_sum
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, TensorVectors, Update
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class BreadcrumbsTensor(MergeMethod):
 
     def combine(
         self, prepared: tuple[np.ndarray, np.ndarray], piece: Piece, coefficients: np.ndarray
-    ) -> torch.Tensor:
+    ) -> Update:
         """The weighted sum of what is kept."""
         floors, outliers = prepared
         stored = piece.stored

@@ -9,9 +9,8 @@ import numpy as np
 
 from awd_core.dropping import Dropped, l1_ratio_of_dropped
 from awd_core.knobs import Preset, knob
-from awd_core.lazy import torch
 from awd_core.method import Executor, MergeMethod, linear_sum
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, TensorVectors, Update
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Dare(MergeMethod):
             return np.full(tensor.n_experts, 1 / (1 - self.drop))
         return l1_ratio_of_dropped(tensor, self.drop)
 
-    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> Update:
         """The rescaled sum of what is kept."""
         multipliers = np.concatenate([[0.0], prepared * coefficients])
         return linear_sum(Dropped(piece, self.drop), multipliers)

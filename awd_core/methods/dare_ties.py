@@ -10,10 +10,9 @@ import numpy as np
 from awd_core.consensus import MERGES, trimmed_and_merged
 from awd_core.dropping import Dropped
 from awd_core.knobs import Preset, knob
-from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_of
 from awd_core.method import MergeMethod
-from awd_core.vectors import Piece, Vectors
+from awd_core.vectors import Piece, Update, Vectors
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class DareTies(MergeMethod):
             return np.full(model.n_experts, 0.0 if rank else np.inf, np.float32)
         return kth_largest_of(model, rank, lambda piece: Dropped(piece, self.drop))
 
-    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: Any, piece: Piece, coefficients: np.ndarray) -> Update:
         """TIES on what was kept."""
         scaled = coefficients / (1 - self.drop)
         return trimmed_and_merged(Dropped(piece, self.drop), prepared, scaled, self.merge, tie=1.0)

@@ -15,7 +15,7 @@ from awd_core.knobs import Preset, knob
 from awd_core.lazy import torch
 from awd_core.method import Executor, MergeMethod, linear_sum
 from awd_core.random_masks import BITS
-from awd_core.vectors import Numbers, Piece, StoredVectors, TensorVectors
+from awd_core.vectors import Numbers, Piece, StoredVectors, TensorVectors, Update
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Della(MergeMethod):
         ones = np.ones(tensor.n_experts)
         return l1_ratio(tensor.each(lambda piece: self._kept(piece, ones).sums))
 
-    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> Update:
         """Signs elected among what is kept, or its sum."""
         kept = piece if self.density == 1 else self._kept(piece, prepared).piece
         if not self.elect:

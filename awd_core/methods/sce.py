@@ -16,7 +16,7 @@ from awd_core.lanes import whole_groups
 from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
 from awd_core.method import Executor, MergeMethod
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, TensorVectors, Update
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Sce(MergeMethod):
             energy = total(tensor.each(lambda piece: _energies(piece, floor)))
         return SceState(floor, energy / (energy.sum() or 1.0))
 
-    def combine(self, prepared: SceState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: SceState, piece: Piece, coefficients: np.ndarray) -> Update:
         """Steps 3 and 4 on one piece."""
         ones, weights = np.ones_like(coefficients), prepared.weights
         all_of_them = np.zeros(len(ones), np.float32)
         merged = Election(all_of_them, ones, weights * coefficients, weights).of(piece)
         if self.fuse == "all" or prepared.floor == 0.0:
             return merged
-        return merged * _selected(piece, prepared.floor)
+        return torch.as_tensor(merged) * _selected(piece, prepared.floor)
 
     def _floor(self, tensor: TensorVectors) -> float:
         if self.select == 1:
@@ -127,7 +127,7 @@ def _deviation(piece: Piece) -> torch.Tensor:
     """
     stored = piece.stored
     if stored is not None:
-        return stored.filled(merge_kernels.deviations)
+        return torch.from_numpy(stored.filled(merge_kernels.deviations))
     vectors = piece.task_vectors
     squares, sums = torch.zeros_like(piece.base), torch.zeros_like(piece.base)
     for distance in vectors[1:] - vectors[0]:

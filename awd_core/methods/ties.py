@@ -10,10 +10,9 @@ import numpy as np
 from awd_core import merge_kernels
 from awd_core.consensus import MERGES, trim, trimmed_and_merged
 from awd_core.knobs import Preset, knob
-from awd_core.lazy import torch
 from awd_core.magnitude import exact_floors, kth_largest_of
 from awd_core.method import MergeMethod, sum_over_experts
-from awd_core.vectors import Piece, Vectors
+from awd_core.vectors import Piece, Update, Vectors
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Ties(MergeMethod):
 
         return TiesState(thresholds, float(np.sign(sum(model.each(elected)))))
 
-    def combine(self, prepared: TiesState, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: TiesState, piece: Piece, coefficients: np.ndarray) -> Update:
         """Steps 2 and 3 on one piece."""
         how = prepared.thresholds, coefficients, self.merge, prepared.majority
         return trimmed_and_merged(piece, *how)

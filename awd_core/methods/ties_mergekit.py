@@ -9,10 +9,9 @@ import numpy as np
 
 from awd_core.consensus import Election
 from awd_core.knobs import knob
-from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_of
 from awd_core.method import Executor, MergeMethod
-from awd_core.vectors import Piece, TensorVectors
+from awd_core.vectors import Piece, TensorVectors, Update
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TiesMergekit(MergeMethod):
         rank = max(1, int(self.density * tensor.n_elements))
         return kth_largest_of(tensor, rank)
 
-    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> torch.Tensor:
+    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> Update:
         """Steps 2 and 3 on one piece."""
         ones = np.ones_like(coefficients)
         return Election(

@@ -96,7 +96,9 @@ def run(
     survey = method.survey(Vectors(len(sample.tau), sample.base.size, lambda: iter([tensor])))
     prepared = method.prepare(survey, tensor)
     pieces = tensor.sweep() if method.reads_pieces(tensor) else tensor.bases()
-    return torch.cat([method.combine(prepared, p, coefficients) for p in pieces]).numpy()
+    return torch.cat(
+        [torch.as_tensor(method.combine(prepared, p, coefficients)) for p in pieces]
+    ).numpy()
 
 
 def lambdas(method: MergeMethod, sample: Sample) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import awd_core as awd
-from awd_core import parallel, planned_vectors, stream
+from awd_core import parallel, planned_vectors, stream, weighted
 from awd_core.method import MergeMethod
 from tests.helpers import QUERY, Family, State, base_state, bits, expert_states, family, same_bits
 
@@ -132,6 +132,7 @@ def test_neither_pieces_nor_threads_change_a_bit(
             with monkeypatch.context() as patch:
                 patch.setattr(planned_vectors, "KEPT_BYTES", kept)
                 patch.setattr(parallel, "WORKERS", n_threads)
+                patch.setattr(weighted, "PIECE_ELEMENTS", size)
                 torch.set_num_threads(n_threads)
                 numba.set_num_threads(min(n_threads, threads[1]))
                 for module, name in product(readers, ("chunks", "row_blocks", "spans")):

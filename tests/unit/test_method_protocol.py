@@ -120,7 +120,9 @@ def test_a_gram_has_the_base_first_and_multipliers_apply_to_both() -> None:
     coefficients = np.array([0.5, -1.0, 2.0])
     method = Seen()
     prepared = method.prepare(method.survey(Vectors(3, 20, lambda: iter([tensor]))), tensor)
-    found = torch.cat([method.combine(prepared, p, coefficients) for p in pieces()])
+    found = torch.cat(
+        [torch.as_tensor(method.combine(prepared, p, coefficients)) for p in pieces()]
+    )
     products = every @ every.T
     expected = products[0, 1] * base + products[0, 0] * np.einsum("k,kij->ij", coefficients, tau)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
