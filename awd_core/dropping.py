@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from awd_core import merge_kernels
 from awd_core.gram import SEGMENT
+from awd_core.lanes import LANES
 from awd_core.lazy import torch
 from awd_core.random_masks import BITS, stream_key, uniforms
+from awd_core.stream import KEPT_BYTES
 from awd_core.vectors import Piece, StoredVectors, TensorVectors
 
 
@@ -28,10 +30,17 @@ def random_numbers(piece: Piece) -> torch.Tensor:
 
 
 class Dropped(Piece):
-    """A piece with every entry dropped with probability `drop`, not rescaled."""
+    """A piece with every entry dropped with probability `drop`, not rescaled.
 
-    def __init__(self, piece: Piece, drop: float) -> None:
+    Args:
+        piece: The vectors.
+        drop: The probability.
+        kept: What is not dropped, as `StoredVectors.kept`, where it was drawn before.
+    """
+
+    def __init__(self, piece: Piece, drop: float, kept: np.ndarray | None = None) -> None:
         self._piece, self._drop = piece, drop
+        self._kept = np.empty((0, 0), np.uint8) if kept is None else kept
         self.name, self.start, self.seed = piece.name, piece.start, piece.seed
 
     @cached_property
@@ -51,15 +60,36 @@ class Dropped(Piece):
         if stored is None:
             return None
         n_experts = len(stored.packed.codes) - 1
-        return replace(stored, streams=keys(self, n_experts), limit=int(limit(self._drop)))
+        streams = keys(self, n_experts)
+        return replace(stored, streams=streams, limit=int(limit(self._drop)), kept=self._kept)
 
 
-def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
-    """`l1_ratio` of what is dropped at random, (K,). One sweep.
+@dataclass(frozen=True)
+class Rescaling:
+    """What makes up for the entries of a tensor that are dropped.
+
+    Attributes:
+        factors: What is left of every task vector is multiplied with this, (K,).
+        kept: What is not dropped, by the first row of a piece, where it was drawn for the factors.
+    """
+
+    factors: np.ndarray
+    kept: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+
+def l1_rescaling(tensor: TensorVectors, drop: float) -> Rescaling:
+    """By the `l1_ratio` of what is dropped at random. One sweep.
 
     Raises:
         AwdError: A weight is not finite.
     """
+    drawn: dict[int, np.ndarray] = {}
+    n_bits = tensor.n_experts * tensor.n_elements
+
+    def room(stored: StoredVectors) -> np.ndarray:
+        # Rows of whole groups: a byte is then a group however the tensor is walked.
+        remembers = stored.columns % LANES == 0 and n_bits <= 8 * KEPT_BYTES
+        return np.empty((tensor.n_experts, stored.n // LANES if remembers else 0), np.uint8)
 
     def sums(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         stored = piece.stored
@@ -69,11 +99,12 @@ def l1_ratio_of_dropped(tensor: TensorVectors, drop: float) -> np.ndarray:
         n_rows = stored.n // stored.columns
         before, after = np.empty((2, tensor.n_experts, n_rows))
         where = stored.for_kernels, stored.n, keys(piece, tensor.n_experts), limit(drop)
-        if not merge_kernels.kept_magnitudes(*where, before, after):
+        drawn[piece.start] = bits = room(stored)
+        if not merge_kernels.kept_magnitudes(*where, before, after, bits):
             stored.require_finite()
         return before, after
 
-    return l1_ratio(tensor.each(sums))
+    return Rescaling(l1_ratio(tensor.each(sums)), drawn)
 
 
 def keys(piece: Piece, n_experts: int) -> np.ndarray:

@@ -123,7 +123,7 @@ def _added(typing: Any, base: Any, update: Any) -> Any:
 
 
 @numba.njit(inline="always", **_JIT)
-def _stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
+def load_stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
     """Eight numbers of stored bytes, from `position` on."""
     if code == BFLOAT16:
         return _load_bfloat16(data, offset // 2 + position)
@@ -153,7 +153,7 @@ def _widen(
 ) -> None:
     """Elements `start:start + n` of one tensor, less those of the base where there is one."""
     for j in range(0, n, LANES):
-        own = _stored(data, offset, code, start + j)
+        own = load_stored(data, offset, code, start + j)
         store_lanes(out, j, own if less is None else own - load_lanes(less, j))
 
 
@@ -242,9 +242,9 @@ def _sum_alike(
 ) -> None:
     """theta_0 and `sum_k w_k tau_k` where all are stored alike; tau_k never leaves registers."""
     for j in range(0, n, LANES):
-        origin, update = _stored(data, offsets[0], code, start + j), splat(0.0)
+        origin, update = load_stored(data, offsets[0], code, start + j), splat(0.0)
         for k in range(len(weights)):
-            own = _stored(data, offsets[k + 1], code, start + j) - origin
+            own = load_stored(data, offsets[k + 1], code, start + j) - origin
             update = multiply_add(splat(weights[k, 0]), own, update)
         store_lanes(base, j, origin)
         store_lanes(total, j, update)

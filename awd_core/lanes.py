@@ -126,6 +126,18 @@ def at_least_bits(typing: Any, a: Any, b: Any) -> Any:
 
 
 @_code
+def where_set(typing: Any, bits: Any, a: Any) -> Any:
+    """The lanes whose bit is set, lowest first; 0 elsewhere."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits, lanes = arguments
+        flags = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
+        return builder.select(flags, lanes, ir.Constant(_VECTOR, [0.0] * LANES))
+
+    return _LANES(types.uint8, _LANES), build
+
+
+@_code
 def ones(typing: Any, word: Any) -> Any:
     """Number of bits that are set."""
 

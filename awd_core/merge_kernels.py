@@ -14,9 +14,12 @@ import numpy as np
 
 from awd_core.element_kernels import count_upper_bits
 from awd_core.kernels import (
+    BFLOAT16,
+    FLOAT32,
     SEGMENT,
     add_products,
     load_lanes,
+    load_stored,
     spread_rows,
     store_lanes,
     widen_block,
@@ -32,8 +35,9 @@ from awd_core.lanes import (
     size,
     splat,
     store,
+    where_set,
 )
-from awd_core.random_lanes import zero_below
+from awd_core.random_lanes import kept_bits
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -46,15 +50,20 @@ def vectors_block(
 
     Past the end of a chunk, whole groups of lanes are zero.
     """
-    streams, limit = stored[8], stored[9]
+    streams, limit, kept = stored[8:]
     _whole_block(stored, start, n, base, vectors, room)
     one = splat(1.0)
     for k in range(len(streams)):
         vector = vectors[k]
-        for j in range(0, n, LANES):
-            # A product, so that what is not finite stays so where it is dropped.
-            kept = zero_below(one, streams[k], np.uint64(stored[6] + start + j), limit)
-            store_lanes(vector, j, load_lanes(vector, j) * kept)
+        # Products, so that what is not finite stays so where it is dropped.
+        if kept.shape[1]:
+            for j in range(0, n, LANES):
+                bits = kept[k, (start + j) // LANES]
+                store_lanes(vector, j, load_lanes(vector, j) * where_set(bits, one))
+        else:
+            for j in range(0, n, LANES):
+                bits = kept_bits(streams[k], np.uint64(stored[6] + start + j), limit)
+                store_lanes(vector, j, load_lanes(vector, j) * where_set(bits, one))
 
 
 @numba.njit(**_JIT)
@@ -85,6 +94,26 @@ def _whole_block(
         vector = vectors[k]
         for j in range(n):
             vector[j] -= delta[j]
+
+
+@numba.njit(**_JIT)
+def _alike(stored: tuple) -> int:
+    """The type that all are stored in where v_k is a difference in rows of whole groups; else -1.
+
+    Such vectors need not be written down between being read and being used.
+    """
+    codes, is_vector, scales, redundant, columns = (*stored[2:6], stored[7])
+    plain = np.all(codes == codes[0]) and not np.any(is_vector) and np.all(scales == 1.0)
+    return codes[0] if plain and redundant.shape[1] == 0 and columns % LANES == 0 else -1
+
+
+@numba.njit(inline="always", **_JIT)
+def _vector(code: int, stored: tuple, k: int, element: int) -> Any:
+    """v_k of eight elements, where all are stored alike."""
+    data, offsets = stored[0], stored[1]
+    return load_stored(data, offsets[k + 1], code, element) - load_stored(
+        data, offsets[0], code, element
+    )
 
 
 @numba.njit(inline="always", **_JIT)
@@ -288,21 +317,68 @@ def sum_between(
     return _is_zero(strange)
 
 
+@numba.njit(inline="always", **_JIT)
+def _kept_magnitudes_alike(
+    code: int,
+    stored: tuple,
+    n: int,
+    keys: np.ndarray,
+    limit: np.uint64,
+    before: np.ndarray,
+    after: np.ndarray,
+    bits: np.ndarray,
+) -> bool:
+    columns = stored[7]
+    lanes = np.empty((2, LANES))
+    strange = splat(0.0)
+    for row in range(n // columns):
+        for start in range(row * columns, (row + 1) * columns, SEGMENT):
+            stop = min(start + SEGMENT, (row + 1) * columns)
+            for k in range(len(keys)):
+                whole = kept = splat(0.0)
+                for j in range(start, stop, LANES):
+                    own = _vector(code, stored, k, j)
+                    stays = kept_bits(keys[k], np.uint64(stored[6] + j), limit)
+                    whole = whole + size(own)
+                    kept = kept + size(where_set(stays, own))
+                    if bits.shape[1]:
+                        bits[k, j // LANES] = stays
+                store(lanes, 0, whole)
+                store(lanes, 1, kept)
+                before[k, row] += lanes[0].sum()
+                after[k, row] += lanes[1].sum()
+                strange = strange + (whole - whole)
+    return _is_zero(strange)
+
+
 @numba.njit(**_JIT)
 def kept_magnitudes(
-    stored: tuple, n: int, keys: np.ndarray, limit: np.uint64, before: np.ndarray, after: np.ndarray
+    stored: tuple,
+    n: int,
+    keys: np.ndarray,
+    limit: np.uint64,
+    before: np.ndarray,
+    after: np.ndarray,
+    bits: np.ndarray,
 ) -> bool:
     """`sum |v_k|` and `sum |m_k v_k|` of every row, (K, rows), segment by segment in eight lanes.
+
+    `bits` takes m_k, one for each element, (K, n / 8) uint8; nothing where it is (K, 0).
 
     Returns:
         Whether every number read is finite.
     """
     n_experts, columns = len(keys), stored[7]
+    before[:] = 0.0
+    after[:] = 0.0
+    code = _alike(stored)
+    if code == BFLOAT16:
+        return _kept_magnitudes_alike(BFLOAT16, stored, n, keys, limit, before, after, bits)
+    if code == FLOAT32:
+        return _kept_magnitudes_alike(FLOAT32, stored, n, keys, limit, before, after, bits)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
     lanes = np.empty((2, LANES))
-    before[:] = 0.0
-    after[:] = 0.0
     strange = splat(0.0)
     for row in range(n // columns):
         for start in range(row * columns, (row + 1) * columns, SEGMENT):
@@ -315,8 +391,11 @@ def kept_magnitudes(
                 for j in range(0, length, LANES):
                     own = load_lanes(vectors, k * SEGMENT + j)
                     position = np.uint64(stored[6] + start + j)
+                    stays = kept_bits(keys[k], position, limit)
                     whole = whole + size(own)
-                    kept = kept + size(zero_below(own, keys[k], position, limit))
+                    kept = kept + size(where_set(stays, own))
+                    if bits.shape[1]:
+                        bits[k, (start + j) // LANES] = stays
                 store(lanes, 0, whole)
                 store(lanes, 1, kept)
                 before[k, row] += lanes[0].sum()
@@ -427,6 +506,30 @@ def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
                 add_products(vectors, left, right, n_vectors, lanes, grams[row + r])
 
 
+@numba.njit(inline="always", **_JIT)
+def _kept_sum_alike(
+    code: int, stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray
+) -> bool:
+    """The sum of what is not dropped, where all are stored alike."""
+    streams, limit, kept = stored[8:]
+    one, strange = splat(1.0), splat(0.0)
+    for j in range(0, n, LANES):
+        total = splat(0.0)
+        for k in range(len(streams)):
+            own = _vector(code, stored, k, j)
+            if kept.shape[1]:
+                # Drawn by a sweep that has seen what is not finite.
+                own = where_set(kept[k, j // LANES], own)
+            else:
+                # A product, so that what is not finite stays so where it is dropped.
+                bits = kept_bits(streams[k], np.uint64(stored[6] + j), limit)
+                own = own * where_set(bits, one)
+            total = multiply_add(splat(multipliers[k + 1]), own, total)
+        strange = strange + (total - total)
+        store_lanes(out, j, total)
+    return _is_zero(strange)
+
+
 @numba.njit(**_JIT)
 def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) -> bool:
     """`sum_k l_k v_k + l_0 theta_0`, every term added with one rounding.
@@ -441,6 +544,12 @@ def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) 
         Whether every number read is finite.
     """
     n_experts = len(multipliers) - 1
+    if len(stored[8]) and multipliers[0] == 0.0:
+        code = _alike(stored)
+        if code == BFLOAT16:
+            return _kept_sum_alike(BFLOAT16, stored, n, multipliers, out)
+        if code == FLOAT32:
+            return _kept_sum_alike(FLOAT32, stored, n, multipliers, out)
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
     strange = splat(0.0)

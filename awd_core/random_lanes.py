@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from awd_core.lanes import LANES, LANES_TYPE
+from awd_core.lanes import LANES
 from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
 _NUMBERS = ir.VectorType(ir.IntType(64), LANES)
@@ -29,14 +29,14 @@ def _splat(builder: Any, number: Any) -> Any:
 
 
 @_code
-def zero_below(typing: Any, lanes: Any, key: Any, position: Any, limit: Any) -> Any:
-    """0 where the random number of an element is less than `limit` 2^-53, the lane elsewhere.
+def kept_bits(typing: Any, key: Any, position: Any, limit: Any) -> Any:
+    """A bit for each lane, lowest first: whether its random number is at least `limit` 2^-53.
 
     Lane i is element `position + i` of the stream that starts at `key`; all of them are uint64.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes, key, position, limit = arguments
+        key, position, limit = arguments
         elements = ir.Constant(_NUMBERS, [(i + 1) * GOLDEN % 2**64 for i in range(LANES)])
         begin = builder.add(key, builder.mul(position, ir.IntType(64)(GOLDEN)))
         state = builder.add(_splat(builder, begin), elements)
@@ -45,7 +45,7 @@ def zero_below(typing: Any, lanes: Any, key: Any, position: Any, limit: Any) -> 
             state = builder.mul(state, _alike(factor))
         state = builder.xor(state, builder.lshr(state, _alike(31)))
         number = builder.lshr(state, _alike(64 - BITS))
-        falls = builder.icmp_unsigned("<", number, _splat(builder, limit))
-        return builder.select(falls, ir.Constant(lanes.type, [0.0] * LANES), lanes)
+        stays = builder.icmp_unsigned(">=", number, _splat(builder, limit))
+        return builder.bitcast(stays, ir.IntType(LANES))
 
-    return LANES_TYPE(LANES_TYPE, types.uint64, types.uint64, types.uint64), build
+    return types.uint8(types.uint64, types.uint64, types.uint64), build

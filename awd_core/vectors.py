@@ -41,6 +41,7 @@ class StoredVectors:
         require_finite: Refuses what is not finite, by name.
         streams: Where the random numbers of every expert start, (K,); (0,) to drop nothing.
         limit: What is dropped: random numbers below `limit` 2^-53.
+        kept: The same drawn already, a bit for each element, (K, n / 8); (K, 0) to draw it.
     """
 
     packed: Packed
@@ -51,6 +52,7 @@ class StoredVectors:
     require_finite: Callable[[], None]
     streams: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     limit: int = 0
+    kept: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.uint8))
 
     @property
     def n(self) -> int:
@@ -61,7 +63,7 @@ class StoredVectors:
     def for_kernels(self) -> tuple[Any, ...]:
         """What every kernel of `awd_core.merge_kernels` takes first."""
         where = self.first, self.columns
-        dropped = self.streams, np.uint64(self.limit)
+        dropped = self.streams, np.uint64(self.limit), self.kept
         return *self.packed.for_kernels, self.scales, self.redundant, *where, *dropped
 
     def filled(self, kernel: Callable[..., bool], *arguments: Any) -> np.ndarray:

@@ -68,6 +68,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     assert stored is not None
     n, bytes_of, alone = stored.n, stored.packed.for_kernels, stored.for_kernels
     rows, ones = n // stored.columns, np.ones(N_EXPERTS)
+    multipliers = np.append(0.0, ones)
     written, update = np.empty(2 * n + 64, np.uint8), np.empty(n + 64)
     histogram = np.zeros((N_EXPERTS, 1 << 16), np.int64)
     merge_kernels.upper_histogram(alone, n, histogram)
@@ -75,8 +76,10 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     bins = np.array([magnitude.bins_of_ranks(row, ranks)[0][0] for row in histogram], np.int32)
     floors = (bins << 16).view(np.float32).astype(np.float64)
     keys, limit = dropping.keys(piece, N_EXPERTS), dropping.limit(0.8)
-    left = replace(stored, streams=keys, limit=limit).for_kernels
-    sums = np.empty((2, N_EXPERTS, rows))
+    sums, bits = np.empty((2, N_EXPERTS, rows)), np.empty((N_EXPERTS, n // 8), np.uint8)
+    merge_kernels.kept_magnitudes(alone, n, keys, limit, *sums, bits)
+    drawn = replace(stored, streams=keys, limit=limit)
+    left, known = drawn.for_kernels, replace(drawn, kept=bits).for_kernels
     grams, squares = np.empty((rows, N_EXPERTS * (N_EXPERTS + 1) // 2)), np.empty(rows)
     shares, scales = np.array(MASK_SHARES), np.array(UPDATE_SCALES)
     levels = np.repeat(floors[None], len(DENSITIES), axis=0)
@@ -95,8 +98,13 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
         "magnitudes, upper bits": lambda: merge_kernels.upper_histogram(alone, n, histogram),
         "magnitudes, lower bits": lambda: merge_kernels.lower_histogram(alone, n, bins, histogram),
         "TIES": lambda: merge_kernels.elected_sum(alone, n, *elected),
-        "DARE, L1 norms": lambda: merge_kernels.kept_magnitudes(alone, n, keys, limit, *sums),
-        "DARE, sum": lambda: merge_kernels.linear_sum(left, n, np.ones(N_EXPERTS + 1), update),
+        "DARE, L1 norms and what is kept": lambda: merge_kernels.kept_magnitudes(
+            alone, n, keys, limit, *sums, bits
+        ),
+        "DARE, sum": lambda: merge_kernels.linear_sum(left, n, multipliers, update),
+        "DARE, sum of what is known to be kept": lambda: merge_kernels.linear_sum(
+            known, n, multipliers, update
+        ),
         "add to the base, round": lambda: kernels.add_to_base(
             data, offsets[0], codes[0], update[:n], 3e38, kernels.BFLOAT16, written
         ),

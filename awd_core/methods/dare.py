@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from awd_core.dropping import Dropped, l1_ratio_of_dropped
+from awd_core.dropping import Dropped, Rescaling, l1_rescaling
 from awd_core.knobs import Preset, knob
 from awd_core.method import Executor, MergeMethod, linear_sum
 from awd_core.vectors import Piece, TensorVectors, Update
@@ -45,13 +45,14 @@ class Dare(MergeMethod):
         "unbiased", choices=("unbiased", "l1"), help="How what is left makes up for what fell."
     )
 
-    def prepare(self, survey: Any, tensor: TensorVectors) -> np.ndarray:
-        """What is left of every task vector is multiplied with this, (K,)."""
+    def prepare(self, survey: Any, tensor: TensorVectors) -> Rescaling:
+        """What makes up for what fell."""
         if self.rescale == "unbiased":
-            return np.full(tensor.n_experts, 1 / (1 - self.drop))
-        return l1_ratio_of_dropped(tensor, self.drop)
+            return Rescaling(np.full(tensor.n_experts, 1 / (1 - self.drop)))
+        return l1_rescaling(tensor, self.drop)
 
-    def combine(self, prepared: np.ndarray, piece: Piece, coefficients: np.ndarray) -> Update:
+    def combine(self, prepared: Rescaling, piece: Piece, coefficients: np.ndarray) -> Update:
         """The rescaled sum of what is kept."""
-        multipliers = np.concatenate([[0.0], prepared * coefficients])
-        return linear_sum(Dropped(piece, self.drop), multipliers)
+        multipliers = np.concatenate([[0.0], prepared.factors * coefficients])
+        dropped = Dropped(piece, self.drop, prepared.kept.get(piece.start))
+        return linear_sum(dropped, multipliers)

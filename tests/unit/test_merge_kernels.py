@@ -97,6 +97,22 @@ def test_norms_of_what_is_kept_are_those_of_tensors(
         torch.testing.assert_close(found[name], tensor, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [one.torch for one in CODES], ids=str)
+@pytest.mark.parametrize("preset", ["mergekit", "fusionbench"])
+@pytest.mark.parametrize("columns", [704, 700])
+def test_what_is_dropped_is_that_of_tensors(
+    tmp_path: Path, preset: str, columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rows of whole groups of lanes remember what was dropped from one sweep to the next.
+    base = {"a.weight": torch.randn(40, columns).to(dtype), "b": torch.randn(1234).to(dtype)}
+    one = Family(tmp_path, base, expert_states(base, 9))
+    fields = {"method": "dare", "preset": preset, "dtype": "float32"}
+    found, expected = one.state(**fields), as_tensors(one, monkeypatch, **fields)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-12)
+    assert not same_bits(found, one.state(**{**fields, "coefficient": 0.0}))
+
+
 @pytest.mark.parametrize(
     "method", ["ties", "ties_mergekit", "dare", "dare_ties", "della", "sce", "breadcrumbs_tensor"]
 )
