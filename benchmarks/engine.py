@@ -76,8 +76,9 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     bins = np.array([magnitude.bins_of_ranks(row, ranks)[0][0] for row in histogram], np.int32)
     floors = (bins << 16).view(np.float32).astype(np.float64)
     keys, limit = dropping.keys(piece, N_EXPERTS), dropping.limit(0.8)
-    sums, bits = np.empty((2, N_EXPERTS, rows)), np.empty((N_EXPERTS, n // 8), np.uint8)
-    merge_kernels.kept_magnitudes(alone, n, keys, limit, *sums, bits)
+    before, after = np.empty((2, N_EXPERTS, rows))
+    bits = np.empty((N_EXPERTS, n // 8), np.uint8)
+    merge_kernels.kept_magnitudes(alone, n, keys, limit, before, after, bits)
     drawn = replace(stored, streams=keys, limit=limit)
     left, known = drawn.for_kernels, replace(drawn, kept=bits).for_kernels
     grams, squares = np.empty((rows, N_EXPERTS * (N_EXPERTS + 1) // 2)), np.empty(rows)
