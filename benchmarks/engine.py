@@ -100,7 +100,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
         "magnitudes, lower bits": lambda: merge_kernels.lower_histogram(alone, n, bins, histogram),
         "TIES": lambda: merge_kernels.elected_sum(alone, n, *elected),
         "DARE, L1 norms and what is kept": lambda: merge_kernels.kept_magnitudes(
-            alone, n, keys, limit, *sums, bits
+            alone, n, keys, limit, before, after, bits
         ),
         "DARE, sum": lambda: merge_kernels.linear_sum(left, n, multipliers, update),
         "DARE, sum of what is known to be kept": lambda: merge_kernels.linear_sum(
