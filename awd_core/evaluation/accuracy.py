@@ -4,14 +4,15 @@ The answer to a text x is argmax_c <f(x), p_c>: f(x) the encoder's unit-norm fea
 prototype of class c, made once from the base and shared by base, experts and every merge.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from torch import Tensor
-
 from awd_core.evaluation.encoder import Encoder
 from awd_core.evaluation.tasks import Example, Task
+from awd_core.lazy import torch
 
 # Examples per task of a live evaluation: about a second for eight tasks on two cores.
 LIVE_SAMPLE = 32
@@ -78,7 +79,7 @@ def evaluate(
 
 
 def _accuracy(
-    task: Task, split: str, examples: Sequence[Example], features: Tensor
+    task: Task, split: str, examples: Sequence[Example], features: torch.Tensor
 ) -> TaskAccuracy:
     confusion = confusion_of(features, examples, task)
     correct = sum(row[position] for position, row in enumerate(confusion))
@@ -86,7 +87,7 @@ def _accuracy(
 
 
 def confusion_of(
-    features: Tensor, examples: Sequence[Example], task: Task
+    features: torch.Tensor, examples: Sequence[Example], task: Task
 ) -> tuple[tuple[int, ...], ...]:
     """Examples of each label (rows) whose nearest prototype is that of each answer (columns)."""
     counts = [[0] * len(task.labels) for _ in task.labels]

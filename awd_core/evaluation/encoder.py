@@ -1,17 +1,15 @@
 """A text encoder: unit-norm mean-pooled features of short texts, as the heads expect them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import normalize
-
 from awd_core.errors import AwdError, Cancelled
+from awd_core.lazy import torch
 
 MAX_TOKENS = 32
 
@@ -37,13 +35,13 @@ class Encoder:
     # Texts that are encoded together.
     batch_size: ClassVar[int] = 32
 
-    def __init__(self, model: nn.Module, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, model: torch.nn.Module, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
         self.model = model.eval()
         self.folder = folder
         self.max_tokens = max_tokens
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> "Encoder":
+    def from_folder(cls, folder: Path | str) -> Encoder:
         """The encoder of a Hugging Face folder with safetensors weights, in one file or shards.
 
         Args:
@@ -55,9 +53,9 @@ class Encoder:
     def from_state(
         cls,
         config_folder: Path | str,
-        state: Mapping[str, Tensor],
+        state: Mapping[str, torch.Tensor],
         max_tokens: int = MAX_TOKENS,
-    ) -> "Encoder":
+    ) -> Encoder:
         """The encoder with the given weights and the config and tokenizer of a folder.
 
         float32 tensors are used in place, without a copy: leave them unchanged. A head that stands
@@ -87,13 +85,12 @@ class Encoder:
         _load(model, weights, folder)
         return cls(model, folder, max_tokens)
 
-    @torch.inference_mode()
     def features(
         self,
         texts: Sequence[str],
         cancel: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
+    ) -> torch.Tensor:
         """Unit-norm features, float32, (texts, features), in the order of the texts.
 
         Args:
@@ -104,29 +101,31 @@ class Encoder:
         unique = list(dict.fromkeys(texts))
         tokens = [self.tokens(text) for text in unique]
         order = sorted(range(len(unique)), key=lambda i: (len(tokens[i]), unique[i]))
-        found: dict[str, Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         for start in range(0, len(order), self.batch_size):
             if cancel is not None and cancel():
                 raise Cancelled()
             batch = order[start : start + self.batch_size]
-            features = self.encode(*padded([tokens[i] for i in batch]))
+            with torch.inference_mode():
+                features = self.encode(*padded([tokens[i] for i in batch]))
             found.update(zip((unique[i] for i in batch), features, strict=True))
             if progress is not None:
                 progress(len(found), len(unique))
-        return torch.stack([found[text] for text in texts])
+        with torch.inference_mode():
+            return torch.stack([found[text] for text in texts])
 
-    def encode(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Features of one batch of padded token ids; gradients flow where they are enabled."""
         hidden = self.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask[:, :, None].to(hidden.dtype)
-        return normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+        return torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, cut at `max_tokens`, special tokens included."""
         return _token_ids(str(self.folder), text, self.max_tokens)
 
 
-def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids padded to the longest, and the attention mask, both (texts, length)."""
     length = max(len(ids) for ids in tokens)
     ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in tokens])
@@ -134,8 +133,10 @@ def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def read_state(folder: Path) -> dict[str, Tensor]:
+def read_state(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder's `model.safetensors`, or of the shards named in its index."""
+    from safetensors.torch import load_file
+
     if (folder / WEIGHTS_FILE).is_file():
         return load_file(folder / WEIGHTS_FILE)
     if not (folder / INDEX_FILE).is_file():
@@ -145,13 +146,13 @@ def read_state(folder: Path) -> dict[str, Tensor]:
             expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
         )
     shards = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()
-    state: dict[str, Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for shard in sorted(set(shards)):
         state.update(load_file(folder / shard))
     return state
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+def _load(model: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Assigns weights to a model; a missing, unknown or mis-shaped tensor is an error."""
     try:
         found = model.load_state_dict(weights, strict=False, assign=True)

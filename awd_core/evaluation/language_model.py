@@ -1,14 +1,13 @@
 """A causal language model: how surprised it is by a text."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
 from awd_core.errors import AwdError
 from awd_core.evaluation.encoder import tokenizer
+from awd_core.lazy import torch
 
 WINDOW = 512  # tokens that are read at once, at most
 
@@ -22,12 +21,14 @@ class LanguageModel:
         window: Tokens that are read at once.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, window: int = WINDOW) -> None:
+    def __init__(self, model: torch.nn.Module, folder: Path, window: int = WINDOW) -> None:
         self.model = model.eval()
         self.folder, self.window = folder, window
 
     @classmethod
-    def from_state(cls, config_folder: Path | str, state: Mapping[str, Tensor]) -> "LanguageModel":
+    def from_state(
+        cls, config_folder: Path | str, state: Mapping[str, torch.Tensor]
+    ) -> LanguageModel:
         """The model with the given weights and the config and tokenizer of a folder.
 
         Raises:
@@ -55,7 +56,6 @@ class LanguageModel:
         positions = getattr(config, "max_position_embeddings", None) or WINDOW
         return cls(model, folder, min(WINDOW, positions))
 
-    @torch.inference_mode()
     def surprise(self, text: str) -> tuple[float, int]:
         """-sum log p(token | tokens before it in its window) in nats, and the number of tokens.
 
@@ -66,8 +66,10 @@ class LanguageModel:
         for part in ids.split(self.window):
             if len(part) < 2:
                 continue
-            logits = self.model(input_ids=part[None]).logits[0, :-1].float()
-            nats += float(cross_entropy(logits, part[1:], reduction="sum"))
+            with torch.inference_mode():
+                logits = self.model(input_ids=part[None]).logits[0, :-1].float()
+                loss = torch.nn.functional.cross_entropy(logits, part[1:], reduction="sum")
+            nats += float(loss)
             count += len(part) - 1
         return nats, count
 

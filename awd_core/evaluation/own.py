@@ -9,14 +9,12 @@ A causal language model has its mean loss, -1/N sum log p(token | tokens before)
 windows of at most `WINDOW` tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, nan, sqrt
-from typing import Literal
-
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from typing import Literal, TypeAlias
 
 from awd_core.checkpoints import Checkpoint, open_checkpoint
 from awd_core.checkpoints.estimate import estimate
@@ -24,6 +22,7 @@ from awd_core.errors import AwdError
 from awd_core.evaluation.encoder import Encoder
 from awd_core.evaluation.language_model import LanguageModel
 from awd_core.evaluation.own_texts import OwnText
+from awd_core.lazy import torch
 from awd_core.merge import merged_state, plan_merge
 from awd_core.naming import with_distinct_labels
 from awd_core.progress import CancelFn, ProgressFn, Reporter
@@ -37,9 +36,9 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 Metric = Literal["accuracy", "loss"]
-State = dict[str, Tensor]
+State: TypeAlias = "dict[str, torch.Tensor]"
 # The name of a model, and what loads its weights.
-Models = Sequence[tuple[str, Callable[[], State]]]
+Models: TypeAlias = "Sequence[tuple[str, Callable[[], State]]]"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _accuracies(
     report: Reporter,
     cancel: CancelFn | None,
 ) -> Iterator[Score]:
-    heads: list[Tensor] = []
+    heads: list[torch.Tensor] = []
     for model, load in models:
         encoder = Encoder.from_state(base.path, load(), _max_tokens(base))
         if not heads:  # the base comes first
@@ -244,10 +243,12 @@ class _Told:
         self._left = left
 
 
-def _prototypes(encoder: Encoder, one: Quiz, cancel: CancelFn | None) -> Tensor:
+def _prototypes(encoder: Encoder, one: Quiz, cancel: CancelFn | None) -> torch.Tensor:
     features = encoder.features([text.text for text in one.shots], cancel)
     rows = [[text.label == label for text in one.shots] for label in one.labels]
-    return torch.stack([normalize(features[torch.tensor(own)].mean(0), dim=0) for own in rows])
+    return torch.stack(
+        [torch.nn.functional.normalize(features[torch.tensor(own)].mean(0), dim=0) for own in rows]
+    )
 
 
 def _max_tokens(base: Checkpoint) -> int:

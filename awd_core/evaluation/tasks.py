@@ -1,5 +1,7 @@
 """A task: a question about short texts, its possible answers, and examples in three splits."""
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -7,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import Tensor
 
 from awd_core.errors import AwdError, nearest
+from awd_core.lazy import torch
 
 SPLITS = ("few_shot", "validation", "test")
 
@@ -72,7 +74,7 @@ class Task:
         return {}
 
     @cached_property
-    def head(self) -> Tensor:
+    def head(self) -> torch.Tensor:
         """Unit-norm class prototypes, float32, (classes, features), in the order of `labels`."""
         if not self.heads_file.is_file():
             raise AwdError("The file of heads is missing", where=self.heads_file)

