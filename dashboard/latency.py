@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -101,5 +102,6 @@ def settle_server() -> None:
     0.2 s with the objects of torch, numba and plotly. Frozen ones are not looked at again.
     """
     sys.setswitchinterval(SECONDS_BEFORE_A_SWITCH)
+    import_module("torch")  # later it would be loaded while somebody waits for a slider
     gc.collect()
     gc.freeze()

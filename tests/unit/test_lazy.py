@@ -80,7 +80,7 @@ def test_looking_and_the_pass_need_no_torch(tmp_path: Path) -> None:
         assert found.returncode == 0, (arguments, found.stderr)
 
 
-def test_the_app_starts_without_torch() -> None:
+def test_report_and_evaluation_are_imported_without_torch() -> None:
     found = run(APP)
     assert found.returncode == 0, found.stderr
 
