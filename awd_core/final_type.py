@@ -25,7 +25,7 @@ def in_final_type(plan: Plan, tensor: StoredTensor, block: torch.Tensor) -> np.n
     final = block.flatten().to(plan.out_dtype(tensor).torch).cpu()
     if tensor.is_float and not torch.isfinite(final.to(torch.float64).sum()):
         refuse_not_finite(plan, tensor, block.flatten().cpu(), final)
-    return _bytes(final)
+    return as_bytes(final)
 
 
 def copied(plan: Plan, tensor: StoredTensor, span: Span) -> np.ndarray:
@@ -39,7 +39,7 @@ def copied(plan: Plan, tensor: StoredTensor, span: Span) -> np.ndarray:
         return stored
     if plan.out_dtype(tensor) == tensor.dtype and _all_finite(stored, tensor.dtype):
         return stored
-    return in_final_type(plan, tensor, torch.from_numpy(stored).view(tensor.dtype.torch))
+    return in_final_type(plan, tensor, numbers(stored, tensor.dtype))
 
 
 # Whole numbers of the same size, and the exponent, of which all bits are 1 in what is not finite.
@@ -98,7 +98,8 @@ def numbers(data: np.ndarray, dtype: dtypes.Dtype) -> torch.Tensor:
     return torch.from_numpy(data).view(dtype.torch)
 
 
-def _bytes(flat: torch.Tensor) -> np.ndarray:
+def as_bytes(flat: torch.Tensor) -> np.ndarray:
+    """Numbers as their bytes."""
     return flat.contiguous().view(torch.uint8).numpy()
 
 
@@ -112,14 +113,14 @@ def refuse_not_finite(
         AwdError: A weight of the base or an expert is not finite.
     """
     finite = torch.isfinite(block.to(torch.float64))
-    dtype = str(final.dtype).removeprefix("torch.")
+    dtype = plan.out_dtype(tensor)
     if (finite & ~torch.isfinite(final.to(torch.float64))).any():
-        wider = "bfloat16 or float32" if final.dtype == torch.float16 else "float32"
+        wider = "bfloat16 or float32" if dtype == dtypes.FLOAT16 else "float32"
         raise OutputError(
             f"A merged weight is too large for {dtype}",
             where=f"tensor {tensor.name!r}",
             received=f"{float(block[finite].to(torch.float64).abs().max()):g}",
-            expected=f"at most {torch.finfo(final.dtype).max:g}",
+            expected=f"at most {dtype.largest:g}",
             remedy=f"Set `dtype: {wider}` in the recipe, or take a smaller coefficient.",
         )
     if tensor.name not in plan.excluded and not finite.all():

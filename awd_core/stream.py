@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ import numpy as np
 
 from awd_core import dtypes, kernels
 from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
-from awd_core.checkpoints.header import read_rows
+from awd_core.checkpoints.header import read_bytes, read_rows
 from awd_core.checkpoints.lora import ZeroTensor
 from awd_core.checkpoints.weights import WeightTensor
-from awd_core.errors import CheckpointError, not_finite
+from awd_core.errors import not_finite
 from awd_core.lanes import whole_groups
 from awd_core.lazy import torch
 from awd_core.parallel import in_order
@@ -137,9 +136,8 @@ class Packed:
         dtype, offset = _TYPES[int(self.codes[index])], int(self.offsets[index])
         part = self.data[offset : offset + self.n * dtype.itemsize]
         stored = torch.from_numpy(part) if isinstance(part, np.ndarray) else part
-        return stored.view(dtype.torch).to(
-            torch.float64, copy=True
-        )  # the memory of `data` may be used again
+        # A copy: the memory of `data` may be used again.
+        return stored.view(dtype.torch).to(torch.float64, copy=True)
 
 
 @dataclass(frozen=True)
@@ -411,32 +409,6 @@ def _on(buffer: np.ndarray, device: str) -> np.ndarray | torch.Tensor:
     # Its memory may not be used again before the default stream is done with it.
     data.record_stream(torch.cuda.default_stream(device))
     return data
-
-
-def read_bytes(stored: StoredTensor, start: int, out: memoryview) -> None:
-    """Fill `out` with bytes of a tensor from byte `start` on.
-
-    Raises:
-        CheckpointError: The file ended early or could not be read.
-    """
-    done = 0
-    try:
-        descriptor = os.open(stored.file, os.O_RDONLY)
-        try:
-            while done < len(out):
-                count = os.preadv(descriptor, [out[done:]], stored.offset + start + done)
-                if not count:
-                    raise OSError("the file ended early")
-                done += count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(
-            "A weight file cannot be read to the end",
-            where=f"{stored.file}, tensor {stored.name!r}",
-            received=error.strerror or error,
-            remedy="Check the disk, then download or copy the file again.",
-        ) from error
 
 
 def read_as_stored(stored: StoredTensor, span: Span) -> np.ndarray:

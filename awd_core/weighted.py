@@ -20,7 +20,7 @@ from awd_core import dtypes, kernels
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.lora import product_rows
 from awd_core.dtypes import Dtype
-from awd_core.final_type import added_to_base, copied, numbers, refuse_not_finite
+from awd_core.final_type import added_to_base, as_bytes, copied, numbers, refuse_not_finite
 from awd_core.lanes import whole_groups
 from awd_core.lazy import torch
 from awd_core.method import LinearMethod
@@ -107,8 +107,7 @@ def _piece_of(plan: Plan, tensor: StoredTensor, is_merged: bool) -> Callable[[Sp
 
         final, finite = summed(written)
         if written != dtype:
-            rounded = numbers(final, written).to(dtype.torch)
-            final = rounded.view(torch.uint8).numpy()
+            final = as_bytes(numbers(final, written).to(dtype.torch))
         if not finite:
             chunk.require_finite()
             exact = numbers(summed(dtypes.FLOAT64)[0], dtypes.FLOAT64)

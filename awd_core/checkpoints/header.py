@@ -227,19 +227,33 @@ def read_row(tensor: StoredTensor, row: int) -> np.ndarray:
 
 
 def _row_bytes(tensor: StoredTensor, start: int, stop: int) -> bytearray:
-    # Read with `pread`, not mapped: memory stays bounded by what was asked for, and a file that
-    # shrinks meanwhile is an error, not a crash.
     row_bytes = tensor.matrix_shape[1] * tensor.dtype.itemsize
     buffer = bytearray((stop - start) * row_bytes)
-    view, done = memoryview(buffer), 0
-    with _reading(tensor), tensor.file.open("rb", buffering=0) as stream:
-        stream.seek(tensor.offset + start * row_bytes)
-        while done < len(buffer):
-            count = stream.readinto(view[done:])
-            if not count:
-                raise OSError("the file ended early")
-            done += count
+    if buffer:
+        read_bytes(tensor, start * row_bytes, memoryview(buffer))
     return buffer
+
+
+def read_bytes(tensor: StoredTensor, start: int, out: memoryview) -> None:
+    """Fill `out` with bytes of a tensor from byte `start` on.
+
+    Read with `pread`, not mapped: memory stays bounded by what was asked for, and a file that
+    shrinks meanwhile is an error, not a crash.
+
+    Raises:
+        CheckpointError: The file ended early or could not be read.
+    """
+    done = 0
+    with _reading(tensor):
+        descriptor = os.open(tensor.file, os.O_RDONLY)
+        try:
+            while done < len(out):
+                count = os.preadv(descriptor, [out[done:]], tensor.offset + start + done)
+                if not count:
+                    raise OSError("the file ended early")
+                done += count
+        finally:
+            os.close(descriptor)
 
 
 def samples(
