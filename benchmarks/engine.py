@@ -28,12 +28,21 @@ from benchmarks.pass_vs_read import draw
 
 N_EXPERTS, MATRICES = 8, 4
 _COLLECTED = "import gc; gc.disable = gc.freeze = lambda: None;"
+_KERNEL = (
+    "import numpy as np; from awd_core.kernels import add_in_order;"
+    " add_in_order(np.zeros(3), np.ones((5, 3)))"
+)
+_COMMAND = "import sys; from awd_core.__main__ import main; sys.argv = ['awd', '{}']; main()"
 STARTS = {
     "Python": "pass",
     "torch": "import torch",
     "numba": "import numba",
     "awd_core": "import awd_core",
     "awd_core, garbage collected": f"{_COLLECTED} import awd_core",
+    "awd_core and a kernel": f"import awd_core; {_KERNEL}",
+    "the same, made ready": f"from awd_core import compiled; compiled.make_ready(); {_KERNEL}",
+    "awd --help": _COMMAND.format("--help"),
+    "awd inspect zoo": _COMMAND.format("inspect', 'zoo"),
 }
 
 
@@ -53,7 +62,7 @@ def started(code: str) -> float:
     found = []
     for _ in range(5):
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
         found.append(time.perf_counter() - begun)
     return min(found)
 
