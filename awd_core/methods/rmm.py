@@ -10,7 +10,6 @@ import numpy as np
 from awd_core.dropping import row_sums
 from awd_core.knobs import knob
 from awd_core.lazy import torch
-from awd_core.linear_algebra import one_thread
 from awd_core.method import Executor, MergeMethod, sum_over_experts
 from awd_core.vectors import Piece
 
@@ -63,20 +62,31 @@ def rebuilt(points: torch.Tensor, task: int, components: int) -> torch.Tensor:
     """
     mean = sum_over_experts(points) / len(points)
     apart = points - mean
-    with one_thread():
-        _, vectors = torch.linalg.eigh(_row_grams(apart))
-    first = vectors[:, :, max(0, len(points) - components) :]
-    shares = (first @ first[:, task, :, None])[:, :, 0].T
+    shares = torch.from_numpy(_shares(_row_grams(apart), task, components)).to(points.device)
     inside = (share[:, None] * part for share, part in zip(shares, apart, strict=True))
     return mean + sum_over_experts(inside)
 
 
-def _row_grams(points: torch.Tensor) -> torch.Tensor:
+def _shares(grams: np.ndarray, task: int, components: int) -> np.ndarray:
+    """What the projection of one point takes of every point, by row, (K, rows).
+
+    NumPy decomposes each matrix in the same memory and products are added one by one. A batched
+    decomposition or product may round a matrix in another way where it begins at another address,
+    and a row would depend on the rows beside it.
+    """
+    _, vectors = np.linalg.eigh(grams)
+    first = vectors[:, :, max(0, len(grams[0]) - components) :]
+    shares = np.zeros(grams.shape[:2])
+    for direction in np.moveaxis(first, 2, 0):
+        shares += direction * direction[:, task, None]
+    return shares.T
+
+
+def _row_grams(points: torch.Tensor) -> np.ndarray:
     """Inner products of the K points of every row, (rows, K, K), the same for any rows."""
     n_points, rows, _ = points.shape
-    grams = torch.empty((rows, n_points, n_points), dtype=points.dtype, device=points.device)
+    grams = np.empty((rows, n_points, n_points))
     for i in range(n_points):
         for j in range(i + 1):
-            products = torch.from_numpy(row_sums(points[i] * points[j])).to(points.device)
-            grams[:, i, j] = grams[:, j, i] = products
+            grams[:, i, j] = grams[:, j, i] = row_sums(points[i] * points[j])
     return grams
