@@ -44,13 +44,14 @@ def bin_of_rank(histogram: np.ndarray, rank: int) -> tuple[int, int]:
 
 def bins_of_ranks(histogram: np.ndarray, ranks: Sequence[int]) -> list[tuple[int, int]]:
     """`bin_of_rank` for several ranks."""
-    from_top = np.cumsum(histogram[::-1])
+    filled = np.flatnonzero(histogram)[::-1]
+    from_top = np.cumsum(histogram[filled])
     found = []
     for rank in ranks:
-        rank = min(rank, int(from_top[-1]))
+        rank = min(rank, int(from_top[-1])) if len(filled) else 0
         position = int(np.searchsorted(from_top, rank))
         above = int(from_top[position - 1]) if position else 0
-        found.append((N_BINS - 1 - position, rank - above) if rank else (0, 0))
+        found.append((int(filled[position]), rank - above) if rank else (0, 0))
     return found
 
 

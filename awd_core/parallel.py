@@ -42,11 +42,14 @@ def pool(workers: int) -> ThreadPoolExecutor:
 
 
 def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int | None = None
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[Result]:
     """`function` of every task, computed ahead, in the order of the tasks.
 
-    Twice as many tasks as workers are begun or waiting to be taken, never more: memory is bounded.
+    No more than `ahead` tasks are begun or waiting to be taken: memory is bounded.
     An error of a task is raised where its result would have come; what was begun then ends first,
     and nothing else begins. Inside a task its own parts run one after the other, in its thread.
 
@@ -54,16 +57,19 @@ def in_order(
         function: Called in any thread; must not depend on other tasks.
         tasks: Taken one by one.
         workers: Threads; `WORKERS` when left out.
+        ahead: Twice as many as workers when left out. More where results are small and a long task
+            would leave the other threads nothing to do.
     """
     if hasattr(_of_thread, "works"):
         yield from map(function, tasks)
         return
     workers = WORKERS if workers is None else workers
+    ahead = 2 * workers if ahead is None else ahead
     waiting: deque[Future[Result]] = deque()
     try:
         for task in tasks:
             waiting.append(pool(workers).submit(function, task))
-            if len(waiting) >= 2 * workers:
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -16,6 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
+from awd_core.arrays import Array, falling, namespace, on_host
 from awd_core.lazy import torch
 from awd_core.spectral import left_basis, rotated_grams
 
@@ -59,13 +60,13 @@ class Leading:
         right: Leading right singular vectors, (columns, q); zero where negligible.
     """
 
-    values: torch.Tensor
-    left: torch.Tensor
-    strengths: torch.Tensor
-    right: torch.Tensor
+    values: Array
+    left: Array
+    strengths: Array
+    right: Array
 
 
-def leading_triplets(matrix: torch.Tensor, count: int, seed: int, exact: bool) -> Leading:
+def leading_triplets(matrix: Array, count: int, seed: int, exact: bool) -> Leading:
     """The `count` leading singular triplets of a matrix, in float64.
 
     Args:
@@ -75,26 +76,30 @@ def leading_triplets(matrix: torch.Tensor, count: int, seed: int, exact: bool) -
         exact: Whether to decompose in full, by an eigendecomposition of the smaller Gram matrix.
             That squares the condition number: singular values below 1e-8 of the largest are lost.
     """
+    xp = namespace(matrix)
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     if exact:
-        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        squares, vectors = torch.linalg.eigh(short @ short.T)
-        values = squares.flip(0).clamp(min=0).sqrt()
-        near = vectors.flip(1)[:, :count]
+        squares, vectors = falling(*xp.linalg.eigh(short @ short.T))
+        values = xp.sqrt(xp.clip(squares, 0.0, None))
     else:
-        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        devices = [] if matrix.device.type == "cpu" else [matrix.device]
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            near, values, _ = torch.svd_lowrank(
-                short.float(), min(count + OVERSAMPLING, *short.shape), POWER_ITERATIONS
-            )
-        near, values = near[:, :count].double(), values.double()
-    strengths = values[:count]
+        vectors, values = _randomised(short, count, seed)
+    near, strengths = vectors[:, :count], values[:count]
     kept = strengths > NEGLIGIBLE * strengths[:1]
     strengths, near = strengths * kept, near * kept
-    far = (short.T @ near) / torch.where(kept, strengths, 1.0)
+    far = (short.T @ near) / xp.where(kept, strengths, 1.0)
     left, right = (near, far) if short is matrix else (far, near)
     return Leading(values, left, strengths, right)
+
+
+def _randomised(short: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """Left singular vectors and singular values of a matrix with no more rows than columns."""
+    single = torch.as_tensor(short).float()
+    with torch.random.fork_rng([single.device] if single.is_cuda else []):
+        torch.manual_seed(seed)
+        size = min(count + OVERSAMPLING, len(single))
+        vectors, values, _ = torch.svd_lowrank(single, size, POWER_ITERATIONS)
+    xp = namespace(short)
+    return xp.asarray(vectors.double()), xp.asarray(values.double())
 
 
 def interference_blocks(triplets: Sequence[Leading]) -> tuple[np.ndarray, np.ndarray]:
@@ -109,10 +114,11 @@ def interference_blocks(triplets: Sequence[Leading]) -> tuple[np.ndarray, np.nda
         [m, i, j], (K, K, K), zero where m is i or j. Gargiulo et al., arXiv 2412.00081.
     """
     n_experts, count = len(triplets), len(triplets[0].strengths)
-    left = torch.cat([one.left for one in triplets], dim=1)
-    right = torch.cat([one.right for one in triplets], dim=1)
+    xp = namespace(triplets[0].left)
+    left = xp.concatenate([one.left for one in triplets], 1)
+    right = xp.concatenate([one.right for one in triplets], 1)
     between_left, between_right = left.T @ left, right.T @ right
-    total = torch.zeros_like(between_left)
+    total = xp.zeros_like(between_left)
     parts = np.zeros((n_experts, n_experts, n_experts))
     for m, one in enumerate(triplets):
         own = slice(m * count, (m + 1) * count)
@@ -124,14 +130,14 @@ def interference_blocks(triplets: Sequence[Leading]) -> tuple[np.ndarray, np.nda
     return _block_sums(total, n_experts), parts
 
 
-def _block_sums(matrix: torch.Tensor, n_experts: int) -> np.ndarray:
+def _block_sums(matrix: Array, n_experts: int) -> np.ndarray:
     count = len(matrix) // n_experts
-    blocks = matrix.abs().view(n_experts, count, n_experts, count)
-    return blocks.sum((1, 3)).cpu().numpy()
+    blocks = abs(matrix).reshape(n_experts, count, n_experts, count)
+    return on_host(blocks.sum((1, 3)))
 
 
 def matrix_spectra(
-    name: str, n_experts: int, side: int, sweep: Callable[[], Iterable[torch.Tensor]]
+    name: str, n_experts: int, side: int, sweep: Callable[[], Iterable[Array]]
 ) -> tuple[Spectra, np.ndarray]:
     """Everything of one matrix: its `Spectra`, and the Grams of its rotated rows.
 
@@ -147,28 +153,26 @@ def matrix_spectra(
     Cost: two sweeps, K decompositions and one of the sum.
     """
     found: list[Leading] = []
-    total: torch.Tensor | None = None
+    total: Array = 0.0
     for k, tau in enumerate(sweep()):
         count = min(max(1, side // n_experts), *tau.shape)
         found.append(leading_triplets(tau, count, _seed(name, k), min(tau.shape) <= EXACT_SIDE))
-        total = tau.clone() if total is None else total.add_(tau)
-    assert total is not None
+        total = total + tau
     blocks, contributions = interference_blocks(found)
-    left = torch.cat([one.left for one in found], dim=1)
+    left = namespace(total).concatenate([one.left for one in found], 1)
     aligned = []
     for tau in sweep():
-        energies = (left.T @ tau).square().sum(1)
-        aligned.append(energies.view(n_experts, -1).sum(1).cpu().numpy())
+        energies = ((left.T @ tau) ** 2).sum(1)
+        aligned.append(on_host(energies.reshape(n_experts, -1).sum(1)))
     spectra = Spectra(
-        values=torch.stack([one.values for one in found]).cpu().numpy().astype(np.float32),
+        values=np.stack([on_host(one.values) for one in found]).astype(np.float32),
         strengths=np.array([float(one.strengths.sum()) for one in found]),
         counts=np.array([int((one.strengths > 0).sum()) for one in found]),
         blocks=blocks,
         contributions=contributions,
         aligned=np.stack(aligned),
     )
-    basis, negligible = left_basis(total)
-    grams = rotated_grams(basis, negligible, sweep())
+    grams = rotated_grams(left_basis(total), sweep())
     return spectra, np.pad(grams, ((0, side - len(grams)), (0, 0), (0, 0)))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
 
 from awd_core import files
+from awd_core.arrays import Array, namespace
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from awd_core.devices import resolve_device
 from awd_core.errors import MismatchError, StudyError
 from awd_core.gram import pack
-from awd_core.lazy import torch
 from awd_core.parallel import in_order
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.spectra import Spectra, matrix_spectra
@@ -24,6 +26,8 @@ from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
 MOST_HELD = 1 << 29
+# Elements that are read at once: most matrices in one piece, which is then not copied once more.
+HELD_ELEMENTS = 1 << 20
 # Matrices that are decomposed beside one another.
 WORKERS = 2
 
@@ -101,7 +105,7 @@ def _all_spectra(
     rotated: dict[str, np.ndarray] = {}
     task, workers = partial(_spectra, experts, device), WORKERS if device == "cpu" else 1
     with _threads_shared_among(workers):
-        running = in_order(task, stored, workers)
+        running = in_order(task, stored, workers, ahead=len(stored))
         for tensor, (spectra, grams) in zip(stored, running, strict=True):
             found.append(spectra)
             rotated[tensor.name] = pack(grams)
@@ -119,12 +123,8 @@ def _threads_shared_among(workers: int) -> Iterator[None]:
 
     Threads of one eigendecomposition wait for one another; those of two do not.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
-    try:
+    with threadpool_limits(max(1, (os.cpu_count() or 1) // workers), user_api="blas"):
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _spectra(
@@ -136,23 +136,22 @@ def _spectra(
     return matrix_spectra(tensor.name, len(experts), side, sweep)
 
 
-def _moved_rows(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
-) -> torch.Tensor | None:
+def _moved_rows(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> Array | None:
     """The rows that any expert moves, of every expert, (K, rows, columns) float64.
 
     None where that is too much to hold. Rows of zeros change no singular value and no product. Of
     an embedding only the rows of tokens that were seen in training are left.
     """
-    held: list[torch.Tensor] = []
+    held: list[Array] = []
     n_bytes = 0
-    for chunk in chunks(tensor, experts, device):
-        moved = chunk.task_vectors.any(2).any(0)
-        held.append(chunk.task_vectors if moved.all() else chunk.task_vectors[:, moved])
+    for chunk in chunks(tensor, experts, device, HELD_ELEMENTS):
+        vectors = chunk.widened[1]
+        moved = (vectors != 0).any(2).any(0)
+        held.append(vectors if moved.all() else vectors[:, moved])
         n_bytes += held[-1].nbytes
         if n_bytes > MOST_HELD:
             return None
-    return torch.cat(held, dim=1)
+    return held[0] if len(held) == 1 else namespace(held[0]).concatenate(held, 1)
 
 
 def _stacked(found: Sequence[Spectra]) -> dict[str, np.ndarray]:

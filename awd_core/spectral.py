@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from awd_core.arrays import Array, falling, namespace, on_host
 from awd_core.checkpoints import Checkpoint, StoredTensor
 from awd_core.lazy import torch
 from awd_core.stream import chunks
@@ -32,19 +33,15 @@ def spectral_grams(tensor: StoredTensor, experts: Sequence[Checkpoint], device: 
 
     Cost: two readings of the experts and an eigendecomposition of size r.
     """
-    basis, negligible = _left_basis(tensor, experts, device)
-    return rotated_grams(basis, negligible, matrices(tensor, experts, device))
+    basis = _left_basis(tensor, experts, device)
+    return rotated_grams(basis, matrices(tensor, experts, device))
 
 
-def rotated_grams(
-    basis: torch.Tensor, negligible: torch.Tensor, vectors: Iterable[torch.Tensor]
-) -> np.ndarray:
+def rotated_grams(basis: Array, vectors: Iterable[Array]) -> np.ndarray:
     """The same from a basis and the matrices tau_k."""
-    rotated = torch.stack([basis.T @ tau for tau in vectors], dim=1)
-    grams = torch.bmm(rotated, rotated.transpose(1, 2))
-    grams = torch.tril(grams) + torch.tril(grams, -1).transpose(1, 2)
-    grams[negligible] = 0.0
-    return grams.cpu().numpy()
+    rotated = namespace(basis).stack([basis.T @ tau for tau in vectors])
+    grams = on_host(rotated.swapaxes(0, 1) @ rotated.swapaxes(0, 1).mT)
+    return np.tril(grams) + np.tril(grams, -1).swapaxes(1, 2)
 
 
 def spectral_redundant(
@@ -58,41 +55,40 @@ def spectral_redundant(
         device: Where to compute.
         c: Span coefficients, (r, K).
     """
-    basis, _ = _left_basis(tensor, experts, device)
-    coefficients = torch.from_numpy(np.ascontiguousarray(c.T)).to(device)[:, :, None]
-    rotated = torch.zeros((basis.shape[1], tensor.matrix_shape[1]), dtype=basis.dtype).to(device)
-    for of_expert, tau in zip(coefficients, matrices(tensor, experts, device), strict=True):
-        rotated += of_expert * (basis.T @ tau)
-    return basis @ rotated
+    basis = _left_basis(tensor, experts, device)
+    coefficients = namespace(basis).asarray(c.T, device=basis.device)[:, :, None]
+    parts = zip(coefficients, matrices(tensor, experts, device), strict=True)
+    rotated = sum(of_expert * (basis.T @ tau) for of_expert, tau in parts)
+    return torch.as_tensor(basis @ rotated)
 
 
-def left_basis(total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """U of T = U S V^T, (rows, r), r = min(rows, columns), and which directions are negligible."""
+def left_basis(total: Array) -> Array:
+    """U of T = U S V^T, (rows, r), r = min(rows, columns); zero in negligible directions."""
     rows, columns = total.shape
+    xp = namespace(total)
+    short = total if rows <= columns else total.T
+    squares, vectors = falling(*xp.linalg.eigh(short @ short.T))
+    kept = squares > NEGLIGIBLE**2 * squares[0]
     if rows <= columns:
-        squares, basis = torch.linalg.eigh(total @ total.T)
-    else:
-        squares, right = torch.linalg.eigh(total.T @ total)
-        # T v = s u; QR makes the short ones orthogonal, which rounding has left skew.
-        basis, _ = torch.linalg.qr(total @ right.flip(1))
-        basis = basis.flip(1)
-    squares, basis = squares.flip(0), basis.flip(1)
-    return basis, squares <= NEGLIGIBLE**2 * squares[0].clamp(min=0)
+        return vectors * kept
+    # T v = s u. Rounding leaves the u of small s skew, as T^T T knows s^2 to 1e-16 of the largest.
+    basis = total @ (vectors * kept / xp.sqrt(xp.where(kept, squares, 1.0)))
+    return basis @ _orthonormalising(basis, kept)
 
 
-def _left_basis(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    vectors = matrices(tensor, experts, device)
-    total = next(vectors).clone()
-    for tau in vectors:
-        total += tau
-    return left_basis(total)
+def _orthonormalising(basis: Array, kept: Array) -> Array:
+    """R^-1 with `basis = Q R`: by a Cholesky factor, exact enough as the basis is nearly Q."""
+    xp = namespace(basis)
+    squares = basis.T @ basis + xp.diag(xp.where(kept, 0.0, 1.0))
+    return xp.linalg.inv(xp.linalg.cholesky(squares)).T
 
 
-def matrices(
-    tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
-) -> Iterator[torch.Tensor]:
+def _left_basis(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> Array:
+    return left_basis(sum(matrices(tensor, experts, device)))
+
+
+def matrices(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> Iterator[Array]:
     """tau_k of the whole matrix, expert by expert, (rows, columns) float64."""
     for expert in experts:
-        yield torch.cat([chunk.task_vectors[0] for chunk in chunks(tensor, [expert], device)])
+        parts = [chunk.widened[1][0] for chunk in chunks(tensor, [expert], device)]
+        yield namespace(parts[0]).concatenate(parts)

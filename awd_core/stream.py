@@ -10,6 +10,7 @@ from functools import cache, cached_property, lru_cache
 import numpy as np
 
 from awd_core import dtypes, kernels
+from awd_core.arrays import Array, namespace
 from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
 from awd_core.checkpoints.header import read_bytes, read_rows
 from awd_core.checkpoints.lora import ZeroTensor
@@ -108,7 +109,7 @@ class Packed:
         offsets = self.offsets + first * np.array([_itemsize(code) for code in self.codes])
         return replace(self, offsets=offsets, n=n)
 
-    def widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    def widened(self) -> tuple[Array, Array, bool]:
         """theta_0, (n,), and tau_k, (K, n), float64, and whether all of them are finite."""
         if not self.on_cpu:
             base = self._float64(0)
@@ -119,8 +120,7 @@ class Packed:
         base = np.empty(padded)
         vectors = np.empty((len(self.codes) - 1, padded))
         finite = kernels.task_vectors(*self.for_kernels, base, vectors)
-        vectors = np.ascontiguousarray(vectors[:, : self.n])
-        return torch.from_numpy(base[: self.n]), torch.from_numpy(vectors), finite
+        return base[: self.n], np.ascontiguousarray(vectors[:, : self.n]), finite
 
     def base(self) -> torch.Tensor:
         """theta_0 alone, (n,), float64."""
@@ -181,20 +181,21 @@ class Chunk:
     @property
     def base(self) -> torch.Tensor:
         """theta_0, (rows, columns), float64."""
-        return self._widened[0]
+        return torch.as_tensor(self.widened[0])
 
     @property
     def task_vectors(self) -> torch.Tensor:
         """tau_k, (K, rows, columns), float64, in expert order."""
-        return self._widened[1]
+        return torch.as_tensor(self.widened[1])
 
     @cached_property
-    def _widened(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    def widened(self) -> tuple[Array, Array, bool]:
+        """`base` and `task_vectors`, arrays on the CPU, and whether all numbers are finite."""
         base, vectors, finite = self.packed.widened()
         shape = self.span.rows, self.span.columns
         if self.scales is not None:
-            vectors *= torch.from_numpy(self.scales).to(vectors.device)[:, None]
-        return base.view(shape), vectors.view(-1, *shape), finite
+            vectors *= namespace(vectors).asarray(self.scales, device=vectors.device)[:, None]
+        return base.reshape(shape), vectors.reshape(len(vectors), *shape), finite
 
     def require_finite(self) -> None:
         """Refuse NaN and infinite weights.
@@ -202,7 +203,7 @@ class Chunk:
         Raises:
             AwdError: With the tensor, and the base or the first expert that has one.
         """
-        if self._widened[2]:
+        if self.widened[2]:
             return
         culprits = ["the base"] if not torch.isfinite(self.base).all() else []
         culprits += [

@@ -40,6 +40,8 @@ import numpy as np
 import awd_core as awd
 from analysis.measures import MEASURES
 from analysis.view import View
+from awd_core import compiled
+compiled.make_ready()
 out, *folders = sys.argv[1:]
 base, experts = awd.open_checkpoint("zoo:base"), [awd.open_checkpoint(one) for one in folders]
 study = awd.collect(base, experts, out, device="cpu")
@@ -104,9 +106,9 @@ def accuracy(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
         tau = next(matrices(tensor, experts[:1], "cpu"))
         count = min(tau.shape) // len(experts)
         full, found = (leading_triplets(tau, count, 0, exact) for exact in (True, False))
-        value_errors.append(float((found.strengths / full.strengths - 1).abs().max()))
+        value_errors.append(np.abs(found.strengths / full.strengths - 1).max())
         half = full.left[:, : count // 2]
-        angles.append(float(torch.linalg.svdvals(found.left.T @ half).min()))
+        angles.append(np.linalg.svdvals(found.left.T @ half).min())
     return (
         f"Randomised against full decomposition, {len(chosen)} matrices, floor(r/K) triplets:"
         f" largest relative error of a singular value {max(value_errors):.1e}, median"

@@ -1,5 +1,6 @@
 """Granularity `spectral`: row AWD in the left singular basis of the summed task vectors."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import awd_core as awd
 from awd_core.disentangle import granularities
 from awd_core.errors import RecipeError, StudyError
-from awd_core.spectral import left_basis, spectral_grams
+from awd_core.spectral import NEGLIGIBLE, left_basis, spectral_grams
 from tests.helpers import Family, base_state, expert_states
 from tests.reference import full_space
 
@@ -88,13 +89,28 @@ def test_equals_row_where_the_rows_of_the_sum_are_orthogonal(tmp_path: Path) -> 
     assert apart.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.asarray])
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_left_basis_is_the_left_singular_basis(shape: tuple[int, int]) -> None:
-    total = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    basis, negligible = left_basis(total)
-    theirs = torch.linalg.svd(total, full_matrices=False)[0]
-    np.testing.assert_allclose((basis * theirs).sum(0).abs().numpy(), 1.0, rtol=1e-9)
-    assert not negligible.any()
+def test_left_basis_is_the_left_singular_basis(
+    shape: tuple[int, int], kind: Callable[[np.ndarray], Any]
+) -> None:
+    total = np.random.default_rng(0).standard_normal(shape)
+    basis = np.asarray(left_basis(kind(total)))
+    theirs = np.linalg.svd(total, full_matrices=False)[0]
+    np.testing.assert_allclose(np.abs((basis * theirs).sum(0)), 1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
+def test_left_basis_is_orthonormal_down_to_what_is_negligible(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    left, right = (np.linalg.qr(rng.standard_normal((size, 30)))[0] for size in shape)
+    values = np.concatenate([np.geomspace(1, 2 * NEGLIGIBLE, 25), [1e-8] * 3, [0.0] * 2])
+    basis = left_basis(left * values @ right.T)
+    expected = np.diag((values > NEGLIGIBLE).astype(float))
+    np.testing.assert_allclose(basis.T @ basis, expected, atol=1e-12)
+    # All of the sum but what is negligible lies in its span.
+    total = left * values @ right.T
+    assert np.linalg.norm(total - basis @ (basis.T @ total)) < 3e-8
 
 
 def test_directions_that_the_sum_lacks_are_left_alone(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_looking_and_the_pass_need_no_torch(tmp_path: Path) -> None:
         ["methods"],
         ["inspect", *sources],
         ["collect", *sources, *study],
+        ["collect", *sources, *study, "--spectra"],
     ):
         found = run(COMMAND, *arguments)
         assert found.returncode == 0, (arguments, found.stderr)

@@ -318,6 +318,10 @@ def test_licences_that_differ_are_told(tmp_path: Path) -> None:
         "e": "---\nlicense: other\nlicense_name: own-terms\n---\n",
         "none": "no metadata",
         "broken": "---\nlicense: [\n---\n",
+        "deep": f"---\nlicense: {'[' * 5000}\n---\n",
+        "list": "---\n- license\n---\n",
+        "windows": "\n---\r\nlicense: mit\r\n---\r\n# Card\r\n---\r\nlicense: no\r\n---\r\n",
+        "unended": "---\nlicense: mit\n",
     }
     base, *experts = (with_card(tmp_path / name, text) for name, text in cards.items())
     report = awd.preflight(base, experts)
@@ -326,9 +330,13 @@ def test_licences_that_differ_are_told(tmp_path: Path) -> None:
         "expert e": "own-terms",
         "expert none": None,
         "expert broken": None,
+        "expert deep": None,
+        "expert list": None,
+        "expert windows": "mit",
+        "expert unended": None,
     }
     (row,) = [problem for problem in report.problems if problem.kind == "licence"]
-    assert row.received == "apache-2.0: base b; own-terms: expert e"
+    assert row.received == "apache-2.0: base b; own-terms: expert e; mit: expert windows"
 
 
 @pytest.mark.parametrize(

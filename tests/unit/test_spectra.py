@@ -179,6 +179,18 @@ def test_large_matrices_count_what_was_not_found_as_flat(monkeypatch: pytest.Mon
     assert grams.shape == (40, 4, 4)
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_arrays_and_tensors_say_the_same(name: str) -> None:
+    side = min(SHAPES[name])
+    ours, theirs = (
+        matrix_spectra(name, 3, side, lambda kind=kind: map(kind, VECTORS[name]))
+        for kind in (np.asarray, torch.asarray)
+    )
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9, atol=1e-12)
+    for field, array in vars(ours[0]).items():
+        np.testing.assert_allclose(array, getattr(theirs[0], field), rtol=1e-6, err_msg=field)
+
+
 def test_spectra_are_a_level_that_comes_later_and_stays(tmp_path: Path) -> None:
     study = collected(tmp_path, VECTORS)
     assert not study.has_spectra
