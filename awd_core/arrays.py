@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from awd_core.lazy import torch
 
@@ -30,3 +31,13 @@ def falling(squares: Array, vectors: Array) -> tuple[Array, Array]:
     """Eigenvalues and eigenvectors in falling order, from the rising one of `eigh`."""
     order = [*range(len(squares) - 1, -1, -1)]
     return squares[order], vectors[:, order]
+
+
+def one_thread() -> threadpool_limits:
+    """A block in which NumPy multiplies and decomposes matrices in one thread.
+
+    The order of its sums, and so their last bits, depends on how many threads share them. There is
+    one setting for a process, and it belongs to the thread that sets it first: a block around what
+    worker threads do counts for them, theirs inside of it change nothing.
+    """
+    return threadpool_limits(1, user_api="blas")

@@ -15,14 +15,15 @@ import numpy as np
 
 from awd_core import files, layout
 from awd_core.array_file import ArrayFile
+from awd_core.arrays import one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
 from awd_core.devices import resolve_device
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
 from awd_core.gram import Grams, pack
 from awd_core.naming import matching, with_distinct_labels
-from awd_core.parallel import Engine
+from awd_core.parallel import Engine, in_order
 from awd_core.progress import CancelFn, InOrder, ProgressFn, Reporter
-from awd_core.spectral import spectral_grams
+from awd_core.spectral import spectral_grams, workers
 from awd_core.statistic import Statistic
 from awd_core.stream import CHUNK_ELEMENTS, Reader, spans
 from awd_core.study import (
@@ -239,10 +240,13 @@ def _collect_spectral(
             report.advance(tensor.n_bytes, tensor.name)
     rotate = partial(spectral_grams, experts=work.experts, device=work.device)
     try:
-        for tensor, grams in zip(missing, (engine or map)(rotate, missing), strict=True):
-            file.write(tensor.name, 0, pack(grams))
-            journal.add({"rotated": tensor.name}, file.path)
-            report.advance(tensor.n_bytes, tensor.name)
+        if engine is None:
+            engine = partial(in_order, workers=workers(matrices, len(work.experts), work.device))
+        with one_thread():
+            for tensor, grams in zip(missing, engine(rotate, missing), strict=True):
+                file.write(tensor.name, 0, pack(grams))
+                journal.add({"rotated": tensor.name}, file.path)
+                report.advance(tensor.n_bytes, tensor.name)
     finally:
         file.close()
 

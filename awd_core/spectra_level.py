@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from safetensors.numpy import save_file
-from threadpoolctl import threadpool_limits
 
 from awd_core import files
-from awd_core.arrays import Array, namespace
+from awd_core.arrays import Array, namespace, one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from awd_core.devices import resolve_device
 from awd_core.errors import MismatchError, StudyError
@@ -20,7 +17,7 @@ from awd_core.gram import pack
 from awd_core.parallel import in_order
 from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.spectra import Spectra, matrix_spectra
-from awd_core.spectral import matrices
+from awd_core.spectral import matrices, workers
 from awd_core.stream import chunks
 from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
@@ -28,8 +25,6 @@ from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 MOST_HELD = 1 << 29
 # Elements that are read at once: most matrices in one piece, which is then not copied once more.
 HELD_ELEMENTS = 1 << 20
-# Matrices that are decomposed beside one another.
-WORKERS = 2
 
 
 def collect_spectra(
@@ -103,9 +98,9 @@ def _all_spectra(
     )
     found: list[Spectra] = []
     rotated: dict[str, np.ndarray] = {}
-    task, workers = partial(_spectra, experts, device), WORKERS if device == "cpu" else 1
-    with _threads_shared_among(workers):
-        running = in_order(task, stored, workers, ahead=len(stored))
+    beside = workers(stored, len(experts), device)
+    with one_thread():
+        running = in_order(partial(_spectra, experts, device), stored, beside, ahead=len(stored))
         for tensor, (spectra, grams) in zip(stored, running, strict=True):
             found.append(spectra)
             rotated[tensor.name] = pack(grams)
@@ -115,16 +110,6 @@ def _all_spectra(
             "No expert changes a matrix, so there is nothing to decompose", where=study.path
         )
     return _stacked(found) | {"positions": np.array(changed, dtype=np.int64)}, rotated
-
-
-@contextmanager
-def _threads_shared_among(workers: int) -> Iterator[None]:
-    """Threads of a matrix operation: as many as there are for every worker.
-
-    Threads of one eigendecomposition wait for one another; those of two do not.
-    """
-    with threadpool_limits(max(1, (os.cpu_count() or 1) // workers), user_api="blas"):
-        yield
 
 
 def _spectra(

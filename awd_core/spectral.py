@@ -11,12 +11,14 @@ rotated rows of every expert.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from awd_core.arrays import Array, falling, namespace, on_host
+from awd_core.arrays import Array, falling, namespace, on_host, one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.checkpoints.estimate import free_memory
 from awd_core.lazy import torch
 from awd_core.stream import chunks
 
@@ -33,8 +35,23 @@ def spectral_grams(tensor: StoredTensor, experts: Sequence[Checkpoint], device: 
 
     Cost: two readings of the experts and an eigendecomposition of size r.
     """
-    basis = _left_basis(tensor, experts, device)
-    return rotated_grams(basis, matrices(tensor, experts, device))
+    with one_thread():
+        basis = _left_basis(tensor, experts, device)
+        return rotated_grams(basis, matrices(tensor, experts, device))
+
+
+def workers(tensors: Iterable[StoredTensor], n_experts: int, device: str) -> int:
+    """How many matrices may be worked on beside one another, each in one thread.
+
+    As many as there are cores, and as half of the free memory holds: of the largest matrix all
+    task vectors, as they are and rotated, and a few more of its size. One at a time on a GPU.
+    """
+    if device != "cpu":
+        return 1
+    largest = max((tensor.n_elements for tensor in tensors), default=0)
+    needed, free = 8 * (2 * n_experts + 4) * largest, free_memory()
+    most = os.cpu_count() or 1
+    return most if not needed or free is None else max(1, min(most, free // 2 // needed))
 
 
 def rotated_grams(basis: Array, vectors: Iterable[Array]) -> np.ndarray:

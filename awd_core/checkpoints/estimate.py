@@ -83,7 +83,7 @@ def estimate(base: Checkpoint, experts: Sequence[Checkpoint], out: Path | None =
         parameters=sum(tensor.n_elements for tensor in floats),
         bytes_to_read=sum(n_bytes),
         bytes_to_write=n_bytes[0],
-        memory=Resource(RESIDENT_BYTES + _largest_product(base, experts), _free_memory()),
+        memory=Resource(RESIDENT_BYTES + _largest_product(base, experts), free_memory()),
         disk=Resource(n_bytes[0] + study, _free_disk(out or Path.cwd())),
         seconds=sum(n_bytes) / BYTES_PER_SECOND,
     )
@@ -102,7 +102,7 @@ def _free_disk(out: Path) -> int | None:
     return None if folder is None else shutil.disk_usage(folder).free
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """What the system, or the container this runs in, has to give."""
     free = []
     try:

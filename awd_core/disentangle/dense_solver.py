@@ -9,15 +9,14 @@ granularity `tensor` or `row` no more than one tensor of every expert is in memo
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from awd_core import layout
 from awd_core.checkpoints import Checkpoint, StoredTensor
+from awd_core.checkpoints.estimate import free_memory
 from awd_core.devices import resolve_device
 from awd_core.disentangle.objective import (
     critical_alphas,
@@ -291,13 +290,4 @@ def _require_memory(
 
 def _free_memory(device: str) -> int | None:
     """Bytes that are free on the device; None where the system does not say."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import awd_core as awd
 from awd_core.disentangle import granularities
@@ -14,6 +15,11 @@ from awd_core.errors import RecipeError, StudyError
 from awd_core.spectral import NEGLIGIBLE, left_basis, spectral_grams
 from tests.helpers import Family, base_state, expert_states
 from tests.reference import full_space
+
+
+def is_numpy(library: dict[str, Any]) -> bool:
+    return library["user_api"] == "blas" and "numpy" in library["filepath"]
+
 
 SETTINGS: dict[str, Any] = {"alpha_relative": 0.1, "lr_relative": 0.01, "steps": 60}
 MATRICES = ("encoder.layer.0.attention.self.query.weight", "tall.weight", "patch.conv.weight")
@@ -111,6 +117,31 @@ def test_left_basis_is_orthonormal_down_to_what_is_negligible(shape: tuple[int, 
     # All of the sum but what is negligible lies in its span.
     total = left * values @ right.T
     assert np.linalg.norm(total - basis @ (basis.T @ total)) < 3e-8
+
+
+@pytest.mark.parametrize("spectra", [False, True])
+def test_threads_of_matrix_products_never_change_a_bit(tmp_path: Path, spectra: bool) -> None:
+    """Sizes at which NumPy's products and decompositions do depend on them."""
+    rng = np.random.default_rng(4)
+    shapes = {"wide.weight": (385, 405), "tall.weight": (462, 171)}
+    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    own = [
+        {name: torch.from_numpy(rng.standard_normal(s)).float() for name, s in shapes.items()}
+        for _ in range(3)
+    ]
+    family, levels = Family(tmp_path, base, own), []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            study = family.study(out=tmp_path / f"study {threads}", spectral=not spectra)
+            levels.append(awd.collect_spectra(study) if spectra else study)
+            settings = {one["num_threads"] for one in threadpool_info() if is_numpy(one)}
+            assert settings == {threads}, "what was set before is set again"
+    one, two = levels
+    for name in shapes:
+        assert np.array_equal(one.spectral_gram(name), two.spectral_gram(name))
+    if spectra:
+        for name, array in vars(one.spectra[1]).items():
+            assert np.array_equal(array, vars(two.spectra[1])[name], equal_nan=True), name
 
 
 def test_directions_that_the_sum_lacks_are_left_alone(tmp_path: Path) -> None:

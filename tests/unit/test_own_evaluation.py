@@ -237,7 +237,7 @@ def test_too_little_memory_is_said_before_anything_is_read(
     causal: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, experts = causal
-    monkeypatch.setattr("awd_core.checkpoints.estimate._free_memory", lambda: 1000)
+    monkeypatch.setattr("awd_core.checkpoints.estimate.free_memory", lambda: 1000)
     with pytest.raises(AwdError, match="too large"):
         evaluate_own(own_recipe(base, experts), [OwnText(FIRST, None, "t")])
 
