@@ -33,7 +33,7 @@ def falling(squares: Array, vectors: Array) -> tuple[Array, Array]:
     return squares[order], vectors[:, order]
 
 
-def one_thread() -> threadpool_limits:
+def numpy_in_one_thread() -> threadpool_limits:
     """A block in which NumPy multiplies and decomposes matrices in one thread.
 
     The order of its sums, and so their last bits, depends on how many threads share them. There is

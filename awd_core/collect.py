@@ -15,7 +15,7 @@ import numpy as np
 
 from awd_core import files, layout
 from awd_core.array_file import ArrayFile
-from awd_core.arrays import one_thread
+from awd_core.arrays import numpy_in_one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor, preflight
 from awd_core.devices import resolve_device
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, Magnitudes
@@ -242,7 +242,7 @@ def _collect_spectral(
     try:
         if engine is None:
             engine = partial(in_order, workers=workers(matrices, len(work.experts), work.device))
-        with one_thread():
+        with numpy_in_one_thread():
             for tensor, grams in zip(missing, engine(rotate, missing), strict=True):
                 file.write(tensor.name, 0, pack(grams))
                 journal.add({"rotated": tensor.name}, file.path)

@@ -241,25 +241,30 @@ def count(
 
 
 @numba.njit(**_JIT)
-def take_counts(histogram: np.ndarray) -> tuple[int, np.ndarray]:
-    """The part of (K, bins) counts from the first to the last that is not 0, which become 0.
+def take_counts(histogram: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """What is counted in (K, bins) upper bits of magnitudes, which becomes 0.
+
+    Zero is far from every other number, and the bit of a sign is never set: neither the bins
+    between nor the upper half are looked at.
 
     Returns:
-        Where it begins, and a copy of it, (K, used).
+        Counts of zero, (K,), the first bin above it that is not empty, and the counts from there to
+        the last one, (K, used).
     """
     n_experts, n_bins = histogram.shape
-    first, stop = n_bins, 0
+    first, stop = n_bins // 2, 1
     for k in range(n_experts):
-        low, high = 0, n_bins
+        low, high = 1, n_bins // 2
         while low < first and histogram[k, low] == 0:
             low += 1
         while high > stop and histogram[k, high - 1] == 0:
             high -= 1
         first, stop = min(first, low), max(stop, high)
     first = min(first, stop)
-    taken = histogram[:, first:stop].copy()
+    zeros, taken = histogram[:, 0].copy(), histogram[:, first:stop].copy()
+    histogram[:, 0] = 0
     histogram[:, first:stop] = 0
-    return first, taken
+    return zeros, first, taken
 
 
 @numba.njit(**_JIT)

@@ -86,20 +86,22 @@ class Magnitudes(Statistic):
         """Those of the counts that follow; the histogram itself is not kept."""
         return Elements.arrays(n_experts)
 
-    def part(self, chunk: Chunk) -> tuple[int, np.ndarray]:
-        """Counts of one chunk: the first bin that is not empty, and the counts from there on."""
+    def part(self, chunk: Chunk) -> tuple[np.ndarray, int, np.ndarray]:
+        """Counts of one chunk: of zero, and from the first bin above it that is not empty."""
         packed = chunk.packed
         if not packed.on_cpu:
-            return 0, upper_histogram(chunk.task_vectors)
+            counts = upper_histogram(chunk.task_vectors)
+            return counts[:, 0], 1, counts[:, 1:]
         counts = _scratch(self.n_experts)
         unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0))
         stored = StoredVectors(packed, *unchanged, 0, 1, chunk.require_finite)
         merge_kernels.upper_histogram(stored.for_kernels, packed.n, counts)
         return element_kernels.take_counts(counts)
 
-    def add(self, part: tuple[int, np.ndarray]) -> None:
+    def add(self, part: tuple[np.ndarray, int, np.ndarray]) -> None:
         """Counts add up."""
-        first, counts = part
+        zeros, first, counts = part
+        self.histogram[:, 0] += zeros
         self.histogram[:, first : first + counts.shape[1]] += counts
 
     def result(self) -> dict[str, np.ndarray]:

@@ -17,7 +17,6 @@ from zlib import crc32
 import numpy as np
 
 from awd_core.arrays import Array, falling, namespace, on_host
-from awd_core.lazy import torch
 from awd_core.spectral import left_basis, rotated_grams
 
 EXACT_SIDE = 512
@@ -92,14 +91,17 @@ def leading_triplets(matrix: Array, count: int, seed: int, exact: bool) -> Leadi
 
 
 def _randomised(short: Array, count: int, seed: int) -> tuple[Array, Array]:
-    """Left singular vectors and singular values of a matrix with no more rows than columns."""
-    single = torch.as_tensor(short).float()
-    with torch.random.fork_rng([single.device] if single.is_cuda else []):
-        torch.manual_seed(seed)
-        size = min(count + OVERSAMPLING, len(single))
-        vectors, values, _ = torch.svd_lowrank(single, size, POWER_ITERATIONS)
+    """Left singular vectors and values in float32, of no more rows than columns: Algorithm 4.4."""
     xp = namespace(short)
-    return xp.asarray(vectors.double()), xp.asarray(values.double())
+    single = xp.asarray(short, dtype=xp.float32)
+    shape = single.shape[1], min(count + OVERSAMPLING, len(single))
+    draws = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    basis, _ = xp.linalg.qr(single @ xp.asarray(draws, device=single.device))
+    for _ in range(POWER_ITERATIONS):
+        basis, _ = xp.linalg.qr(single.T @ basis)
+        basis, _ = xp.linalg.qr(single @ basis)
+    inner, values, _ = xp.linalg.svd(basis.T @ single, full_matrices=False)
+    return xp.asarray(basis @ inner, dtype=xp.float64), xp.asarray(values, dtype=xp.float64)
 
 
 def interference_blocks(triplets: Sequence[Leading]) -> tuple[np.ndarray, np.ndarray]:

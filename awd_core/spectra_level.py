@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from awd_core import files
-from awd_core.arrays import Array, namespace, one_thread
+from awd_core.arrays import Array, namespace, numpy_in_one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from awd_core.devices import resolve_device
 from awd_core.errors import MismatchError, StudyError
@@ -99,7 +99,7 @@ def _all_spectra(
     found: list[Spectra] = []
     rotated: dict[str, np.ndarray] = {}
     beside = workers(stored, len(experts), device)
-    with one_thread():
+    with numpy_in_one_thread():
         running = in_order(partial(_spectra, experts, device), stored, beside, ahead=len(stored))
         for tensor, (spectra, grams) in zip(stored, running, strict=True):
             found.append(spectra)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from awd_core.arrays import Array, falling, namespace, on_host, one_thread
+from awd_core.arrays import Array, falling, namespace, numpy_in_one_thread, on_host
 from awd_core.checkpoints import Checkpoint, StoredTensor
 from awd_core.checkpoints.estimate import free_memory
 from awd_core.lazy import torch
@@ -35,7 +35,7 @@ def spectral_grams(tensor: StoredTensor, experts: Sequence[Checkpoint], device: 
 
     Cost: two readings of the experts and an eigendecomposition of size r.
     """
-    with one_thread():
+    with numpy_in_one_thread():
         basis = _left_basis(tensor, experts, device)
         return rotated_grams(basis, matrices(tensor, experts, device))
 
