@@ -167,6 +167,7 @@ def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarr
         low, high = patterns.view(np.float32)
         edges[k, 0] = np.float64(low) * (1 - 1e-7) - 1e-45
         edges[k, 1] = np.float64(high) * (1 + 1e-7) + 1e-45
+    # Room for the whole register that the last of them comes in.
     near = np.empty(SEGMENT + LANES)
     singles = np.empty(SEGMENT, np.float32)
     patterns = singles.view(np.int32)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from awd_core import layout, merge_kernels
-from awd_core.gram import pack, unpack, with_base
+from awd_core.gram import unpack, with_base
 from awd_core.kernels import FLOAT64
 from awd_core.lanes import LANES, whole_groups
 from awd_core.lazy import torch
@@ -240,7 +240,7 @@ def _row_grams(piece: Piece) -> np.ndarray:
     """Gram of theta_0 and the task vectors in every row, (rows, (K + 1)(K + 2)/2)."""
     stored = piece.stored
     if stored is None:
-        return pack(with_base(piece.base, piece.task_vectors))
+        return with_base(piece.base, piece.task_vectors)
     n_vectors = len(stored.packed.codes)
     grams = np.empty((stored.n // stored.columns, n_vectors * (n_vectors + 1) // 2))
     merge_kernels.row_grams(stored.for_kernels, stored.n, grams)
