@@ -5,19 +5,17 @@ with a bit for each; experts are compared 64 elements at a time, by one AND and 
 Counts are integers, so blocks cannot change them.
 """
 
-import numba
 import numpy as np
 
+from awd_core.kernel import kernel
 from awd_core.kernels import SEGMENT, load_lanes, store_lanes, widen_block
 from awd_core.lanes import LANES, add_bits, at_least_bits, more_bits, ones, size, splat
 
 BLOCK = SEGMENT
 _BYTES, _WORDS = BLOCK // 8, BLOCK // 64
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@numba.njit(**_JIT)
+@kernel
 def _tally(codes: np.ndarray, n: int, tables: np.ndarray) -> None:
     """Count codes, in turn in four tables, so that equal neighbours need not wait."""
     whole = n - n % 4
@@ -30,7 +28,7 @@ def _tally(codes: np.ndarray, n: int, tables: np.ndarray) -> None:
         tables[0, codes[j]] += 1
 
 
-@numba.njit(**_JIT)
+@kernel
 def _compare_signs(
     vectors: np.ndarray,
     floors: np.ndarray,
@@ -73,7 +71,7 @@ def _compare_signs(
                 agreement[level, i, j] += np.int64(both) - 2 * np.int64(opposed)
 
 
-@numba.njit(**_JIT)
+@kernel
 def _compare_masks(
     vectors: np.ndarray,
     total: np.ndarray,
@@ -110,7 +108,7 @@ def _compare_masks(
                 shared_claims[level, i, j] += np.int64(both)
 
 
-@numba.njit(**_JIT)
+@kernel
 def _same_bfloat16(base: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> None:
     """The smallest and the largest float64 that become the bfloat16 that theta_0 becomes.
 
@@ -144,7 +142,7 @@ def _same_bfloat16(base: np.ndarray, lowest: np.ndarray, highest: np.ndarray) ->
         lowest[j], highest[j] = (-high, -low) if base[j] < 0 else (low, high)
 
 
-@numba.njit(**_JIT)
+@kernel
 def _compare_rounded(
     base: np.ndarray,
     vectors: np.ndarray,
@@ -169,7 +167,7 @@ def _compare_rounded(
     return int(n_moved)
 
 
-@numba.njit(**_JIT)
+@kernel
 def count(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -240,7 +238,7 @@ def count(
     claims += claim_tables.sum(1)
 
 
-@numba.njit(**_JIT)
+@kernel
 def take_counts(histogram: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
     """What is counted in (K, bins) upper bits of magnitudes, which becomes 0.
 
@@ -267,7 +265,7 @@ def take_counts(histogram: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
     return zeros, first, taken
 
 
-@numba.njit(**_JIT)
+@kernel
 def count_upper_bits(
     vectors: np.ndarray, n: int, singles: np.ndarray, histogram: np.ndarray
 ) -> None:
@@ -296,7 +294,7 @@ def count_upper_bits(
             histogram[k, patterns[k, j] >> 16] += 1
 
 
-@numba.njit(**_JIT)
+@kernel
 def upper_histogram(vectors: np.ndarray, histogram: np.ndarray) -> None:
     """Add the upper 16 bits of float32 |v| of (K, n) float64 vectors to (K, 65536) int64 counts."""
     n_experts, n = vectors.shape

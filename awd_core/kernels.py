@@ -11,12 +11,12 @@ their order depends on the shape of a tensor alone: not on chunks, not on thread
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from awd_core.kernel import inlined, kernel
 from awd_core.lanes import LANES, LANES_TYPE, multiply_add, pick_less, size, splat, store
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2, 3
@@ -26,8 +26,6 @@ NOTHING = -1
 # Columns that are summed in one go, and elements that are worked on in one go. (K + 1) blocks of
 # float64 are 36 kB at K = 8, so they stay in the first cache.
 SEGMENT = 512
-
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def _code(function: Callable[..., Any]) -> Any:
@@ -122,7 +120,7 @@ def _added(typing: Any, base: Any, update: Any) -> Any:
     return LANES_TYPE(base, update), build
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def load_stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
     """Eight numbers of stored bytes, from `position` on."""
     if code == BFLOAT16:
@@ -134,7 +132,7 @@ def load_stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
     return load_lanes(data, offset // 8 + position)
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _store(data: np.ndarray, code: int, position: int, lanes: Any) -> None:
     """Round eight numbers once and write them; by way of float32, ties to even, as torch rounds."""
     if code == BFLOAT16:
@@ -147,7 +145,7 @@ def _store(data: np.ndarray, code: int, position: int, lanes: Any) -> None:
         store_lanes(data, position, lanes)
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _widen(
     code: int, data: np.ndarray, offset: int, start: int, n: int, less: Any, out: np.ndarray
 ) -> None:
@@ -157,7 +155,7 @@ def _widen(
         store_lanes(out, j, own if less is None else own - load_lanes(less, j))
 
 
-@numba.njit(**_JIT)
+@kernel
 def _widen_any(
     code: int, data: np.ndarray, offset: int, start: int, n: int, less: Any, out: np.ndarray
 ) -> None:
@@ -172,7 +170,7 @@ def _widen_any(
         _widen(FLOAT64, data, offset, start, n, less, out)
 
 
-@numba.njit(**_JIT)
+@kernel
 def widen_block(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -195,7 +193,7 @@ def widen_block(
             _widen_any(code, data, offset, start, n, base, vector)
 
 
-@numba.njit(**_JIT)
+@kernel
 def task_vectors(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -229,7 +227,7 @@ def task_vectors(
     return bool(np.all(lanes == 0.0))
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _sum_alike(
     code: int,
     data: np.ndarray,
@@ -250,7 +248,7 @@ def _sum_alike(
         store_lanes(total, j, update)
 
 
-@numba.njit(**_JIT)
+@kernel
 def _sum_any(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -280,7 +278,7 @@ def _sum_any(
             store_lanes(total, j, more)
 
 
-@numba.njit(**_JIT)
+@kernel
 def weighted_sum(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -354,7 +352,7 @@ def weighted_sum(
     return bool(finite and np.all(lanes <= largest))
 
 
-@numba.njit(**_JIT)
+@kernel
 def add_to_base(
     data: np.ndarray,
     offset: int,
@@ -401,7 +399,7 @@ def add_to_base(
     return bool(finite and np.all(lanes <= largest))
 
 
-@numba.njit(**_JIT)
+@kernel
 def spread_rows(weights: np.ndarray, first: int, columns: int, n: int, out: np.ndarray) -> None:
     """The weight of each element's row, for n elements from position `first` of the tensor on."""
     row, column = first // columns, first % columns
@@ -412,7 +410,7 @@ def spread_rows(weights: np.ndarray, first: int, columns: int, n: int, out: np.n
         j, row, column = stop, row + 1, 0
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _total(lanes: np.ndarray, tile: int) -> float:
     return (
         ((lanes[tile, 0] + lanes[tile, 1]) + (lanes[tile, 2] + lanes[tile, 3]))
@@ -420,7 +418,7 @@ def _total(lanes: np.ndarray, tile: int) -> float:
     )  # fmt: skip
 
 
-@numba.njit(**_JIT)
+@kernel
 def add_products(
     vectors: np.ndarray, start: int, stop: int, n_experts: int, lanes: np.ndarray, gram: np.ndarray
 ) -> None:
@@ -461,7 +459,7 @@ def add_products(
                     gram[p * (p + 1) // 2 + q] += _total(lanes, tile) + rest
 
 
-@numba.njit(**_JIT)
+@kernel
 def row_grams(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -506,7 +504,7 @@ def row_grams(
                 add_products(base, left, right, 1, lanes, base_squares[row + r : row + r + 1])
 
 
-@numba.njit(**_JIT)
+@kernel
 def add_in_order(total: np.ndarray, parts: np.ndarray) -> None:
     """Add (n, m) parts to a total, (m,), one after the other."""
     for part in parts:

@@ -9,10 +9,10 @@ same operations on whole tensors, one after the other; only zeros may differ in 
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from awd_core.element_kernels import count_upper_bits
+from awd_core.kernel import inlined, kernel
 from awd_core.kernels import (
     BFLOAT16,
     FLOAT32,
@@ -39,10 +39,8 @@ from awd_core.lanes import (
 )
 from awd_core.random_lanes import kept_bits
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@numba.njit(**_JIT)
+@kernel
 def vectors_block(
     stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
 ) -> None:
@@ -66,7 +64,7 @@ def vectors_block(
                 store_lanes(vector, j, load_lanes(vector, j) * where_set(bits, one))
 
 
-@numba.njit(**_JIT)
+@kernel
 def _whole_block(
     stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
 ) -> None:
@@ -96,7 +94,7 @@ def _whole_block(
             vector[j] -= delta[j]
 
 
-@numba.njit(**_JIT)
+@kernel
 def _alike(stored: tuple) -> int:
     """The type that all are stored in where v_k is a difference in rows of whole groups; else -1.
 
@@ -107,7 +105,7 @@ def _alike(stored: tuple) -> int:
     return codes[0] if plain and redundant.shape[1] == 0 and columns % LANES == 0 else -1
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _vector(code: int, stored: tuple, k: int, element: int) -> Any:
     """v_k of eight elements, where all are stored alike."""
     data, offsets = stored[0], stored[1]
@@ -116,7 +114,7 @@ def _vector(code: int, stored: tuple, k: int, element: int) -> Any:
     )
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _strange(vector: np.ndarray, n: int, total: Any) -> Any:
     """`total`, and NaN in a lane where a number is not finite: x - x is 0 for a finite one."""
     for j in range(0, n, LANES):
@@ -125,14 +123,14 @@ def _strange(vector: np.ndarray, n: int, total: Any) -> Any:
     return total
 
 
-@numba.njit(**_JIT)
+@kernel
 def _is_zero(lanes: Any) -> bool:
     room = np.empty((1, LANES))
     store(room, 0, lanes)
     return bool(np.all(room == 0.0))
 
 
-@numba.njit(**_JIT)
+@kernel
 def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
     """Add the upper 16 bits of float32 |v_k| to counts, (K, 65536) int64.
 
@@ -154,7 +152,7 @@ def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarray) -> None:
     """Add the lower 16 bits of the float32 |v_k| whose upper 16 bits are `bins[k]`, (K,) int32."""
     n_experts = len(histogram)
@@ -188,7 +186,7 @@ def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarr
                     counts[patterns[j] & 0xFFFF] += 1
 
 
-@numba.njit(**_JIT)
+@kernel
 def sum_of_signs(stored: tuple, n: int, floors: np.ndarray) -> int:
     """Sum over all elements of the sign of the sum of what is kept, `|v_k| >= floors[k]`."""
     n_experts = len(floors)
@@ -209,7 +207,7 @@ def sum_of_signs(stored: tuple, n: int, floors: np.ndarray) -> int:
     return int(found)
 
 
-@numba.njit(**_JIT)
+@kernel
 def elected_sum(
     stored: tuple,
     n: int,
@@ -276,7 +274,7 @@ def elected_sum(
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def sum_between(
     stored: tuple,
     n: int,
@@ -318,7 +316,7 @@ def sum_between(
     return _is_zero(strange)
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _kept_magnitudes_alike(
     code: int,
     stored: tuple,
@@ -352,7 +350,7 @@ def _kept_magnitudes_alike(
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def kept_magnitudes(
     stored: tuple,
     n: int,
@@ -405,7 +403,7 @@ def kept_magnitudes(
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def deviations(stored: tuple, n: int, out: np.ndarray) -> bool:
     """Standard deviation of v_k over the experts, entry by entry: 0 where they are equal.
 
@@ -442,7 +440,7 @@ def deviations(stored: tuple, n: int, out: np.ndarray) -> bool:
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def chosen_squares(stored: tuple, n: int, chosen: np.ndarray, squares: np.ndarray) -> bool:
     """`sum (c v_k)^2` of every row, (K, rows), segment by segment in eight lanes.
 
@@ -479,7 +477,7 @@ def chosen_squares(stored: tuple, n: int, chosen: np.ndarray, squares: np.ndarra
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
     """Inner products of theta_0 (index 0) and the task vectors, row by row.
 
@@ -507,7 +505,7 @@ def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
                 add_products(vectors, left, right, n_vectors, lanes, grams[row + r])
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _kept_sum_alike(
     code: int, stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray
 ) -> bool:
@@ -531,7 +529,7 @@ def _kept_sum_alike(
     return _is_zero(strange)
 
 
-@numba.njit(**_JIT)
+@kernel
 def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) -> bool:
     """`sum_k l_k v_k + l_0 theta_0`, every term added with one rounding.
 

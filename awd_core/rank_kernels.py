@@ -2,22 +2,21 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from awd_core.kernel import inlined, kernel
 from awd_core.kernels import SEGMENT
 from awd_core.lanes import LANES
 from awd_core.merge_kernels import vectors_block
 from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 _GOLDEN, _FIRST, _SECOND = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
 _WITHOUT_SIGN = np.uint64((1 << 63) - 1)
 # A float64 in digits of 8 bits: 256 counters of each stay in the first cache.
 _DIGITS, _LAST_DIGIT = 8, np.uint64(255)
 
 
-@numba.njit(**_JIT)
+@kernel
 def drop_by_rank(
     stored: tuple,
     n: int,
@@ -75,7 +74,7 @@ def drop_by_rank(
     return bool(checked == 0.0)
 
 
-@numba.njit(inline="always", **_JIT)
+@inlined
 def _mixed(state: Any) -> Any:
     """The upper 53 bits of SplitMix64, as `awd_core.random_masks` has them."""
     state = (state ^ (state >> np.uint64(30))) * _FIRST
@@ -83,7 +82,7 @@ def _mixed(state: Any) -> Any:
     return (state ^ (state >> np.uint64(31))) >> np.uint64(64 - BITS)
 
 
-@numba.njit(**_JIT)
+@kernel
 def _magnitude(values: np.ndarray) -> float:
     """`sum |v|` in eight lanes side by side."""
     lanes = np.zeros(LANES)
@@ -97,7 +96,7 @@ def _magnitude(values: np.ndarray) -> float:
     return total
 
 
-@numba.njit(**_JIT)
+@kernel
 def _ascending(
     values: np.ndarray, patterns: np.ndarray, orders: np.ndarray, counts: np.ndarray
 ) -> int:
