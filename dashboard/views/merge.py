@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -143,8 +144,10 @@ def _offer_verification(job_id: str) -> None:
         st.rerun()
     with st.expander("What is in the folder", icon=":material/folder_open:"):
         st.code(str(folder), language=None)
-        written = [(file.name, file.stat().st_size / 1e6) for file in sorted(folder.iterdir())]
-        st.dataframe(pd.DataFrame(written, columns=["file", "MB"]), hide_index=True)
+        written = [
+            {"file": file.name, "size": file.stat().st_size} for file in sorted(folder.iterdir())
+        ]
+        _files(written)
         st.markdown(f"Load it with `AutoModel.from_pretrained({job.output!r})`.")
 
 
@@ -169,34 +172,28 @@ def _method(method: type[MergeMethod], study: Study) -> None:
 def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
     st.markdown("**What will be written**")
     rows = [
-        {
-            "file": file.name,
-            "MB": round(_weight_bytes(base, file, recipe) / 1e6, 2),
-            "from": "merged",
-        }
+        {"file": file.name, "size": _weight_bytes(base, file, recipe), "from": "merged"}
         for file in base.files
     ]
     rows += [
-        {
-            "file": str(relative),
-            "MB": round((base.path / relative).stat().st_size / 1e6, 2),
-            "from": "base",
-        }
-        for relative in sidecars(base.path)
+        {"file": str(one), "size": (base.path / one).stat().st_size, "from": "base"}
+        for one in sidecars(base.path)
     ]
-    rows += [
-        {"file": name, "MB": 0.01, "from": "new"}
-        for name in ("README.md", "recipe.yaml", "provenance.json")
-    ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, height=250)
+    total = sum(row["size"] for row in rows) / 1e9
+    new = ("README.md", "recipe.yaml", "provenance.json")
+    _files([*rows, *({"file": name, "size": None, "from": "new"} for name in new)], height=250)
     existing = next(p for p in (files.home(), *files.home().parents) if p.exists())
-    total = sum(row["MB"] for row in rows) / 1e3
     free = shutil.disk_usage(existing).free / 1e9
     verdict = "fits" if free > 2 * total else "tight" if free > total else "will not fit"
     st.caption(
         f"About {total:,.2f} GB to write, {free:,.0f} GB are free: **{verdict}**. Types:"
         f" {'as in the base' if recipe.dtype == 'base' else recipe.dtype}."
     )
+
+
+def _files(rows: list[dict[str, Any]], **options: Any) -> None:
+    size = st.column_config.NumberColumn("size", format="bytes", help="Empty: a few kilobytes.")
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config={"size": size}, **options)
 
 
 def _weight_bytes(base: Checkpoint, file: Path, recipe: Recipe) -> int:
