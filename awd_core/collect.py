@@ -242,6 +242,7 @@ def _collect_spectral(
     try:
         if engine is None:
             engine = partial(in_order, workers=workers(matrices, len(work.experts), work.device))
+        # For the threads of this process; on a cluster each task sees to itself.
         with numpy_in_one_thread():
             for tensor, grams in zip(missing, engine(rotate, missing), strict=True):
                 file.write(tensor.name, 0, pack(grams))

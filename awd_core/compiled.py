@@ -1,11 +1,50 @@
-"""numba made ready for our kernels, in a process that is ours alone."""
+"""Compiled functions: how kernels are compiled, how long they are kept, numba made ready for them.
 
+numba keeps machine code beside a function's file and looks whether that file has changed. Our
+kernels are made of functions of several files: after an update of one of them, what is kept for the
+others would still compute what it did before.
+"""
+
+import hashlib
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numba
 from numba.core.registry import cpu_target
 
 from awd_core.lazy import importing
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Files with kernels, and with what they are made of.
+_SOURCES = ("compiled.py", "*kernels.py", "*lanes.py", "random_masks.py")
+
+
+def _stamp_of_sources() -> str:
+    digest = hashlib.sha256()
+    for pattern in _SOURCES:
+        for file in sorted(Path(__file__).parent.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _stamp_of_sources()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function at its first call: no interpreter lock, IEEE arithmetic, kept on disk."""
+    return _stamped(numba.njit(**_OPTIONS)(function))
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """The same for a function that kernels are made of: its code becomes part of theirs."""
+    return _stamped(numba.njit(inline="always", **_OPTIONS)(function))
+
+
+def _stamped(dispatcher: Any) -> Any:
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    return dispatcher
 
 
 def make_ready() -> None:

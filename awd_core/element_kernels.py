@@ -7,7 +7,7 @@ Counts are integers, so blocks cannot change them.
 
 import numpy as np
 
-from awd_core.kernel import kernel
+from awd_core.compiled import kernel
 from awd_core.kernels import SEGMENT, load_lanes, store_lanes, widen_block
 from awd_core.lanes import LANES, add_bits, at_least_bits, more_bits, ones, size, splat
 

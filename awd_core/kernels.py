@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from awd_core.kernel import inlined, kernel
+from awd_core.compiled import inlined, kernel
 from awd_core.lanes import LANES, LANES_TYPE, multiply_add, pick_less, size, splat, store
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2, 3

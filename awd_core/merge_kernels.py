@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from awd_core.compiled import inlined, kernel
 from awd_core.element_kernels import count_upper_bits
-from awd_core.kernel import inlined, kernel
 from awd_core.kernels import (
     BFLOAT16,
     FLOAT32,

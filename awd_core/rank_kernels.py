@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from awd_core.kernel import inlined, kernel
+from awd_core.compiled import inlined, kernel
 from awd_core.kernels import SEGMENT
 from awd_core.lanes import LANES
 from awd_core.merge_kernels import vectors_block
