@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from awd_core import kernels
-from awd_core.kernels import FLOAT64, SEGMENT
-from awd_core.lanes import LANES
+from awd_core.kernels import SEGMENT
 from awd_core.lazy import torch
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
@@ -130,22 +129,11 @@ def unpack(packed: np.ndarray) -> np.ndarray:
 
 
 def with_base(base: torch.Tensor, task_vectors: torch.Tensor) -> np.ndarray:
-    """Gram of theta_0 (index 0) and the task vectors in every row, (rows, (K + 1)(K + 2)/2).
+    """Gram of theta_0 (index 0) and the task vectors in every row, (rows, K + 1, K + 1) float64.
 
     Args:
         base: (rows, columns).
         task_vectors: (K, rows, columns).
     """
-    together = torch.cat([base[None], task_vectors])
-    if together.is_cuda:
-        return pack(_grams(together.transpose(0, 1)).cpu().numpy())
-    n_vectors, rows, columns = together.shape
-    grams, squares = np.zeros((rows, n_vectors * (n_vectors + 1) // 2)), np.empty(rows)
-    if together.numel():
-        numbers = np.append(together.numpy(), np.zeros(LANES))
-        # The base, which the kernel takes apart from the vectors, is the first of them as well.
-        offsets = together[0].nbytes * np.append(0, np.arange(n_vectors))
-        kinds = np.full(n_vectors + 1, FLOAT64), np.ones(n_vectors + 1, dtype=bool)
-        where = rows * columns, columns
-        kernels.row_grams(numbers.view(np.uint8), offsets, *kinds, *where, grams, squares)
-    return grams
+    together = torch.cat([base[:, None], task_vectors.transpose(0, 1)], dim=1)
+    return _grams(together).cpu().numpy()

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from awd_core import layout, merge_kernels
-from awd_core.gram import unpack, with_base
+from awd_core.gram import pack, unpack, with_base
 from awd_core.kernels import FLOAT64
 from awd_core.lanes import LANES, whole_groups
 from awd_core.lazy import torch
@@ -146,18 +146,31 @@ class Numbers:
         data = np.zeros(size + LANES)
         return cls(data, data[:size].reshape(-1, n))
 
-    def in_place_of(self, piece: Piece, stored: StoredVectors) -> Piece:
-        """A piece of these numbers."""
-        n_experts = len(self.rows) - 1
+    @classmethod
+    def of(cls, piece: Piece) -> Numbers:
+        """Those of a piece of tensors on the CPU."""
+        vectors = piece.task_vectors
+        numbers = cls.empty(len(vectors), piece.base.numel())
+        numbers.rows[0], numbers.rows[1:] = piece.base.flatten(), vectors.flatten(1)
+        return numbers
+
+    def plain(self) -> tuple[Packed, np.ndarray, np.ndarray]:
+        """What `StoredVectors` says of them first: float64, not scaled, not disentangled."""
+        n_vectors, n = self.rows.shape
         packed = Packed(
             data=self.data.view(np.uint8),
-            offsets=np.arange(n_experts + 1) * self.rows.strides[0],
-            codes=np.full(n_experts + 1, FLOAT64),
-            is_vector=np.arange(n_experts + 1) > 0,
-            n=stored.n,
+            offsets=np.arange(n_vectors) * self.rows.strides[0],
+            codes=np.full(n_vectors, FLOAT64),
+            is_vector=np.arange(n_vectors) > 0,
+            n=n,
         )
-        plain = {"scales": np.ones(n_experts), "redundant": np.empty((n_experts, 0))}
-        return _Computed(piece, self.rows, replace(stored, packed=packed, **plain))
+        return packed, np.ones(n_vectors - 1), np.empty((n_vectors - 1, 0))
+
+    def in_place_of(self, piece: Piece, stored: StoredVectors) -> Piece:
+        """A piece of these numbers."""
+        packed, scales, redundant = self.plain()
+        own = replace(stored, packed=packed, scales=scales, redundant=redundant)
+        return _Computed(piece, self.rows, own)
 
 
 class _Computed(Piece):
@@ -239,8 +252,12 @@ class TensorVectors:
 def _row_grams(piece: Piece) -> np.ndarray:
     """Gram of theta_0 and the task vectors in every row, (rows, (K + 1)(K + 2)/2)."""
     stored = piece.stored
+    if stored is None and (piece.base.is_cuda or not piece.base.numel()):
+        return pack(with_base(piece.base, piece.task_vectors))
     if stored is None:
-        return with_base(piece.base, piece.task_vectors)
+        # A product of torch may round a row in another way where it begins at another address.
+        computed, columns = Numbers.of(piece), piece.base.shape[1]
+        stored = StoredVectors(*computed.plain(), piece.offset, columns, lambda: None)
     n_vectors = len(stored.packed.codes)
     grams = np.empty((stored.n // stored.columns, n_vectors * (n_vectors + 1) // 2))
     merge_kernels.row_grams(stored.for_kernels, stored.n, grams)
