@@ -86,10 +86,11 @@ def whole_folder(out: Path, digest: str = "") -> Iterator[Path]:
                 )  # a first writer may have finished while this one opened the folder
                 _begin(partial, digest)
                 yield partial
-                (partial / _WHAT).unlink(missing_ok=True)
-                for journal in (partial / _JOURNAL, *partial.glob(f"*/{_JOURNAL}")):
-                    journal.unlink(missing_ok=True)
                 _flush(partial)
+                for own in (_WHAT, _JOURNAL, f"*/{_JOURNAL}"):
+                    for file in partial.glob(own):
+                        file.unlink()
+                        _fsync(file.parent)
                 _rename_new(partial, out)
             except BaseException as error:
                 keep = bool(digest) and _may_be_taken_up(error)

@@ -233,6 +233,8 @@ def _provenance(
 ) -> dict[str, Any]:
     from importlib.metadata import version
 
+    # One of its own may be there, of a run that ended just before its last step.
+    (folder / PROVENANCE).unlink(missing_ok=True)
     outputs = {
         name: hashes.get(name) or files.sha256(file)
         for file in sorted(folder.rglob("*"))

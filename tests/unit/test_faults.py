@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import awd_core as awd
-from awd_core import stream
+from awd_core import files, stream
 from tests.child import SHARD_BYTES, work
 from tests.helpers import Family, base_state, expert_states, family, load, same_bits, tree
 
@@ -111,6 +111,21 @@ def test_a_run_that_goes_on_does_not_do_again_what_was_finished(
     assert len(done) >= 3
     assert set(read) == set(SHAPES) - done
     assert tree(out) == tree(finish(one, kind, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("kind", ["collect", "task_arithmetic"])
+def test_a_run_that_ended_just_before_its_last_step_is_finished_to_the_same_bytes(
+    one: Family, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush", refuse)
+        with pytest.raises(awd.AwdError, match="run it again to go on"):
+            finish(one, kind, out)
+    assert tree(finish(one, kind, out)) == tree(finish(one, kind, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("kind", ["collect", "task_arithmetic"])
