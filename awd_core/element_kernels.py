@@ -1,111 +1,126 @@
 """Counts over single elements, compiled: signs, votes, mask overlaps, lost updates.
 
-Elements are taken in blocks that stay in the first cache. A comparison of eight numbers is one byte
-with a bit for each; experts are compared 64 elements at a time, by one AND and one count of bits.
-Counts are integers, so blocks cannot change them.
+Blocks of elements that stay in the first cache are widened and compared. A comparison of eight
+numbers is one byte with a bit for each; what is counted is counted in these bits, by
+`awd_core.bit_kernels`. Counts are integers, so blocks cannot change them.
 """
 
 import numpy as np
 
+from awd_core.bit_kernels import n_both, n_differing, n_planes, n_set, split_by_number
 from awd_core.compiled import kernel
-from awd_core.kernels import SEGMENT, load_lanes, store_lanes, widen_block
-from awd_core.lanes import LANES, add_bits, at_least_bits, more_bits, ones, size, splat
+from awd_core.kernels import load_lanes, store_lanes, widen_block
+from awd_core.lanes import LANES, at_least_bits, more_bits, size, splat
 
-BLOCK = SEGMENT
-_BYTES, _WORDS = BLOCK // 8, BLOCK // 64
-
-
-@kernel
-def _tally(codes: np.ndarray, n: int, tables: np.ndarray) -> None:
-    """Count codes, in turn in four tables, so that equal neighbours need not wait."""
-    whole = n - n % 4
-    for j in range(0, whole, 4):
-        tables[0, codes[j]] += 1
-        tables[1, codes[j + 1]] += 1
-        tables[2, codes[j + 2]] += 1
-        tables[3, codes[j + 3]] += 1
-    for j in range(whole, n):
-        tables[0, codes[j]] += 1
+# Elements that are compared at once: (K + 4) blocks of float64 are 25 kB at K = 8.
+BLOCK = 256
+# Elements whose bits are counted at once: those of all comparisons are 63 kB at K = 8.
+STRIP = 4096
+_WORDS = STRIP // 64
 
 
 @kernel
-def _compare_signs(
-    vectors: np.ndarray,
-    floors: np.ndarray,
-    n_elements: int,
+def _mark_signs(
+    vectors: np.ndarray, floors: tuple, byte: int, positive: np.ndarray, kept: np.ndarray
+) -> None:
+    """Which numbers are above zero, and which are at least as large as each floor."""
+    zero = splat(0.0)
+    for k in range(len(vectors)):
+        vector = vectors[k]
+        for j in range(0, BLOCK, LANES):
+            number, place = load_lanes(vector, j), byte + j // LANES
+            positive[k, place] = more_bits(number, zero)
+            number = size(number)
+            for level in range(len(floors)):
+                kept[level, k, place] = at_least_bits(number, splat(floors[level][k]))
+
+
+@kernel
+def _mark_claims(
+    vectors: np.ndarray, total: np.ndarray, shares: tuple, byte: int, claimed: np.ndarray
+) -> None:
+    """Which numbers an expert claims by its TALL mask."""
+    for k in range(len(vectors)):
+        vector = vectors[k]
+        for j in range(0, BLOCK, LANES):
+            own, place = load_lanes(vector, j), byte + j // LANES
+            others = size(load_lanes(total, j) - own)
+            own = size(own)
+            for level in range(len(shares)):
+                claimed[level, k, place] = more_bits(own, splat(shares[level]) * others)
+
+
+@kernel
+def _mark_lost(
+    base: np.ndarray,
+    vector: np.ndarray,
+    lowest: np.ndarray,
+    highest: np.ndarray,
+    scales: tuple,
+    byte: int,
+    moved: np.ndarray,
+    lost: np.ndarray,
+) -> None:
+    """Which numbers move, and which of them leave the bfloat16 as it was."""
+    zero = splat(0.0)
+    for j in range(0, BLOCK, LANES):
+        update, own = load_lanes(vector, j), load_lanes(base, j)
+        low, high = load_lanes(lowest, j), load_lanes(highest, j)
+        moves, place = more_bits(size(update), zero), byte + j // LANES
+        moved[place] = moves
+        for level in range(len(scales)):
+            after = own + splat(scales[level]) * update
+            stays = at_least_bits(after, low) & at_least_bits(high, after)
+            lost[level, place] = stays & moves
+
+
+@kernel
+def _count_signs(
+    positive: np.ndarray,
+    kept: np.ndarray,
+    planes: np.ndarray,
+    by_number: np.ndarray,
     agreement: np.ndarray,
     overlap: np.ndarray,
     votes: np.ndarray,
 ) -> None:
-    n_experts = len(vectors)
-    codes, width = np.empty(BLOCK, np.uint32), np.uint32(n_experts + 1)
-    positive, kept = np.empty((2, n_experts, _WORDS), np.uint64)
-    positive_bytes, kept_bytes = positive.view(np.uint8), kept.view(np.uint8)
-    up, down = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+    """Add the counts of one level."""
+    n_experts, n_words = kept.shape
+    for i in range(n_experts):
+        for j in range(i + 1):
+            both = n_both(kept[i], kept[j])
+            overlap[i, j] += both
+            agreement[i, j] += both - 2 * n_differing(kept[i], kept[j], positive[i], positive[j])
+    marked, up, down = by_number[0, 1:], by_number[1], by_number[2]
     for k in range(n_experts):
-        for byte in range(_BYTES):
-            number = load_lanes(vectors, k * BLOCK + 8 * byte)
-            positive_bytes[k, byte] = more_bits(number, splat(0.0))
-    for level in range(len(floors)):
-        up[:] = 0
-        down[:] = 0
-        for k in range(n_experts):
-            floor = splat(floors[level, k])
-            for byte in range(_BYTES):
-                number = size(load_lanes(vectors, k * BLOCK + 8 * byte))
-                kept_bytes[k, byte] = at_least_bits(number, floor)
-            for word in range(_WORDS):
-                add_bits(up, 64 * word, kept[k, word] & positive[k, word])
-                add_bits(down, 64 * word, kept[k, word] & ~positive[k, word])
-        for j in range(BLOCK):
-            codes[j] = np.uint32(up[j]) * width + down[j]
-        _tally(codes, n_elements, votes[level])
-        for i in range(n_experts):
-            for j in range(i + 1):
-                both, opposed = np.uint64(0), np.uint64(0)
-                for word in range(_WORDS):
-                    shared = kept[i, word] & kept[j, word]
-                    both += ones(shared)
-                    opposed += ones(shared & (positive[i, word] ^ positive[j, word]))
-                overlap[level, i, j] += np.int64(both)
-                agreement[level, i, j] += np.int64(both) - 2 * np.int64(opposed)
+        for word in range(n_words):
+            marked[k, word] = kept[k, word] & positive[k, word]
+    split_by_number(marked, planes, up)
+    for k in range(n_experts):
+        for word in range(n_words):
+            marked[k, word] = kept[k, word] & ~positive[k, word]
+    split_by_number(marked, planes, down)
+    for p in range(n_experts + 1):
+        for m in range(n_experts + 1 - p):
+            votes[p, m] += n_both(up[p], down[m])
 
 
 @kernel
-def _compare_masks(
-    vectors: np.ndarray,
-    total: np.ndarray,
-    shares: np.ndarray,
-    n_elements: int,
+def _count_claims(
+    claimed: np.ndarray,
+    planes: np.ndarray,
+    by_number: np.ndarray,
     claims: np.ndarray,
     shared_claims: np.ndarray,
 ) -> None:
-    n_experts = len(vectors)
-    masks = np.empty((len(shares), n_experts, _WORDS), np.uint64)
-    mask_bytes = masks.view(np.uint8)
-    for k in range(n_experts):
-        for byte in range(_BYTES):
-            own = load_lanes(vectors, k * BLOCK + 8 * byte)
-            others = size(load_lanes(total, 8 * byte) - own)
-            own = size(own)
-            for level in range(len(shares)):
-                mask_bytes[level, k, byte] = more_bits(own, splat(shares[level]) * others)
-    counts = np.empty(BLOCK, np.uint8)
-    codes = np.empty(BLOCK, np.uint32)
-    for level in range(len(shares)):
-        counts[:] = 0
-        for k in range(n_experts):
-            for word in range(_WORDS):
-                add_bits(counts, 64 * word, masks[level, k, word])
-        for j in range(BLOCK):
-            codes[j] = counts[j]
-        _tally(codes, n_elements, claims[level])
-        for i in range(n_experts):
-            for j in range(i + 1):
-                both = np.uint64(0)
-                for word in range(_WORDS):
-                    both += ones(masks[level, i, word] & masks[level, j, word])
-                shared_claims[level, i, j] += np.int64(both)
+    """Add the counts of one mask."""
+    n_experts = len(claimed)
+    for i in range(n_experts):
+        for j in range(i + 1):
+            shared_claims[i, j] += n_both(claimed[i], claimed[j])
+    split_by_number(claimed, planes, by_number[0])
+    for number in range(n_experts + 1):
+        claims[number] += n_set(by_number[0, number])
 
 
 @kernel
@@ -143,40 +158,15 @@ def _same_bfloat16(base: np.ndarray, lowest: np.ndarray, highest: np.ndarray) ->
 
 
 @kernel
-def _compare_rounded(
-    base: np.ndarray,
-    vectors: np.ndarray,
-    row: int,
-    scales: np.ndarray,
-    lowest: np.ndarray,
-    highest: np.ndarray,
-    lost: np.ndarray,
-) -> int:
-    """Count what is moved, and of that what is lost at each scale."""
-    zero = splat(0.0)
-    n_moved = 0
-    for j in range(0, BLOCK, LANES):
-        update, own = load_lanes(vectors, row * BLOCK + j), load_lanes(base, j)
-        low, high = load_lanes(lowest, j), load_lanes(highest, j)
-        moves = more_bits(size(update), zero)
-        n_moved += np.int64(ones(moves))
-        for level in range(len(scales)):
-            moved = own + splat(scales[level]) * update
-            stays = at_least_bits(moved, low) & at_least_bits(high, moved)
-            lost[level] += np.int64(ones(np.uint8(stays & moves)))
-    return int(n_moved)
-
-
-@kernel
 def count(
     data: np.ndarray,
     offsets: np.ndarray,
     codes: np.ndarray,
     is_vector: np.ndarray,
     n: int,
-    floors: np.ndarray,
-    shares: np.ndarray,
-    scales: np.ndarray,
+    floors: tuple,
+    shares: tuple,
+    scales: tuple,
     agreement: np.ndarray,
     overlap: np.ndarray,
     votes: np.ndarray,
@@ -193,7 +183,8 @@ def count(
         codes: Their types, (K + 1,).
         is_vector: Whether an expert's numbers are tau_k, (K + 1,).
         n: Elements of the chunk.
-        floors: Smallest |tau_k| that is kept, (levels, K) float64; see `magnitude.exact_floors`.
+        floors: Smallest |tau_k| that is kept, above 0, (K,) float64 for each level; see
+            `magnitude.exact_floors`.
         shares: lambda of TALL masks, (masks,).
         scales: What an update is multiplied with before it is rounded, (scales,).
         agreement: (levels, K, K) int64, lower triangle.
@@ -205,37 +196,56 @@ def count(
         lost: (scales, K + 1) int64.
     """
     n_experts = len(offsets) - 1
-    # What lies beyond the end of the last block stays zero, and is not counted.
-    own_base = np.zeros(BLOCK)
+    # What lies beyond the end stays zero: it is kept, claimed and moved by nobody.
+    base = np.zeros(BLOCK)
     # The task vectors, and last their sum.
-    own = np.zeros((n_experts + 1, BLOCK))
+    vectors = np.zeros((n_experts + 1, BLOCK))
     lowest, highest = np.zeros(BLOCK), np.zeros(BLOCK)
-    # A number that is kept is not zero.
-    floors = np.maximum(floors, 5e-324)
-    lost_at = np.zeros(len(scales), np.int64)
-    vote_tables = np.zeros((len(floors), 4, (n_experts + 1) ** 2), np.int64)
-    claim_tables = np.zeros((len(shares), 4, n_experts + 1), np.int64)
-    for start in range(0, n, BLOCK):
-        length = min(BLOCK, n - start)
-        if length < BLOCK:
-            own_base[:] = 0.0
-            own[:] = 0.0
-        widen_block(data, offsets, codes, is_vector, start, length, own_base, own[:n_experts])
-        total = own[n_experts]
-        total[:] = 0.0
-        for k in range(n_experts):
+    positive = np.zeros((n_experts, _WORDS), np.uint64)
+    kept = np.zeros((len(floors), n_experts, _WORDS), np.uint64)
+    claimed = np.zeros((len(shares), n_experts, _WORDS), np.uint64)
+    moves = np.zeros((n_experts + 1, _WORDS), np.uint64)
+    loses = np.zeros((n_experts + 1, len(scales), _WORDS), np.uint64)
+    planes = np.empty((n_planes(n_experts) + 1, _WORDS), np.uint64)
+    by_number = np.empty((3, n_experts + 1, _WORDS), np.uint64)
+    positive_bytes, kept_bytes = positive.view(np.uint8), kept.view(np.uint8)
+    claimed_bytes = claimed.view(np.uint8)
+    moves_bytes, loses_bytes = moves.view(np.uint8), loses.view(np.uint8)
+    for first in range(0, n, STRIP):
+        for start in range(first, first + STRIP, BLOCK):
+            length = max(0, min(BLOCK, n - start))
+            if length < BLOCK:
+                base[:] = 0.0
+                vectors[:] = 0.0
+            own, total = vectors[:n_experts], vectors[n_experts]
+            widen_block(data, offsets, codes, is_vector, start, length, base, own)
             for j in range(0, BLOCK, LANES):
-                store_lanes(total, j, load_lanes(total, j) + load_lanes(own, k * BLOCK + j))
-        _compare_signs(own[:n_experts], floors, length, agreement, overlap, vote_tables)
-        _compare_masks(own[:n_experts], total, shares, length, claim_tables, shared_claims)
-        _same_bfloat16(own_base, lowest, highest)
+                together = splat(0.0)
+                for k in range(n_experts):
+                    together = together + load_lanes(own[k], j)
+                store_lanes(total, j, together)
+            byte = (start - first) // LANES
+            _mark_signs(own, floors, byte, positive_bytes, kept_bytes)
+            _mark_claims(own, total, shares, byte, claimed_bytes)
+            _same_bfloat16(base, lowest, highest)
+            for k in range(n_experts + 1):
+                places = moves_bytes[k], loses_bytes[k]
+                _mark_lost(base, vectors[k], lowest, highest, scales, byte, *places)
+        for level in range(len(floors)):
+            arrays = agreement[level], overlap[level], votes[level]
+            _count_signs(positive, kept[level], planes, by_number, *arrays)
+        for level in range(len(shares)):
+            arrays = claims[level], shared_claims[level]
+            _count_claims(claimed[level], planes, by_number, *arrays)
         for k in range(n_experts + 1):
-            lost_at[:] = 0
-            moved[k] += _compare_rounded(own_base, own, k, scales, lowest, highest, lost_at)
+            moved[k] += n_set(moves[k])
             for level in range(len(scales)):
-                lost[level, k] += lost_at[level]
-    votes += vote_tables.sum(1).reshape(votes.shape)
-    claims += claim_tables.sum(1)
+                lost[level, k] += n_set(loses[k, level])
+    beyond = -n % STRIP
+    for level in range(len(floors)):
+        votes[level, 0, 0] -= beyond
+    for level in range(len(shares)):
+        claims[level, 0] -= beyond
 
 
 @kernel
@@ -277,21 +287,46 @@ def count_upper_bits(
         singles: Room for float32 numbers, of the same shape.
         histogram: (K, 65536) int64.
     """
-    n_experts, patterns = len(vectors), singles.view(np.int32)
+    n_experts = len(vectors)
     for k in range(n_experts):
+        vector, single = vectors[k], singles[k]
         for j in range(n):
-            singles[k, j] = np.float32(abs(vectors[k, j]))
+            single[j] = np.float32(abs(vector[j]))
+    halves = singles.view(np.uint16)
     # Four tables in turn: to count up one number again and again waits for itself.
     whole = n_experts - n_experts % 4
     for k in range(0, whole, 4):
-        for j in range(n):
-            histogram[k, patterns[k, j] >> 16] += 1
-            histogram[k + 1, patterns[k + 1, j] >> 16] += 1
-            histogram[k + 2, patterns[k + 2, j] >> 16] += 1
-            histogram[k + 3, patterns[k + 3, j] >> 16] += 1
+        a, b, c, d = halves[k], halves[k + 1], halves[k + 2], halves[k + 3]
+        of_a, of_b = histogram[k], histogram[k + 1]
+        of_c, of_d = histogram[k + 2], histogram[k + 3]
+        for upper in range(1, 2 * n, 2):
+            of_a[a[upper]] += 1
+            of_b[b[upper]] += 1
+            of_c[c[upper]] += 1
+            of_d[d[upper]] += 1
     for k in range(whole, n_experts):
-        for j in range(n):
-            histogram[k, patterns[k, j] >> 16] += 1
+        half, of_one = halves[k], histogram[k]
+        for upper in range(1, 2 * n, 2):
+            of_one[half[upper]] += 1
+
+
+@kernel
+def chunk_histogram(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    codes: np.ndarray,
+    is_vector: np.ndarray,
+    n: int,
+    histogram: np.ndarray,
+) -> None:
+    """The same of the task vectors of a chunk of n elements, as `count` takes it."""
+    n_experts = len(offsets) - 1
+    base, vectors = np.empty(BLOCK), np.empty((n_experts, BLOCK))
+    singles = np.empty((n_experts, BLOCK), np.float32)
+    for start in range(0, n, BLOCK):
+        length = min(BLOCK, n - start)
+        widen_block(data, offsets, codes, is_vector, start, length, base, vectors)
+        count_upper_bits(vectors, length, singles, histogram)
 
 
 @kernel

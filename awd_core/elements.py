@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from awd_core import element_kernels, merge_kernels
+from awd_core import element_kernels
 from awd_core.lazy import torch
 from awd_core.magnitude import N_BINS, bins_of_ranks, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
 from awd_core.stream import Chunk
-from awd_core.vectors import StoredVectors
 
 # Shares of the largest entries at which signs are compared; 0.2 is what TIES keeps by default.
 # Without trimming, noise near zero pushes every pair of experts to the chance level of one half.
@@ -24,6 +23,8 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
 MASK_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 # Coefficients at which updates are rounded to bfloat16.
 UPDATE_SCALES = (1.0, 0.3, 0.1)
+# The smallest float64 above zero: a number that is kept is not zero.
+_LEAST = 5e-324
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,7 @@ class Magnitudes(Statistic):
             counts = upper_histogram(chunk.task_vectors)
             return counts[:, 0], 1, counts[:, 1:]
         counts = _scratch(self.n_experts)
-        unchanged = np.ones(self.n_experts), np.empty((self.n_experts, 0))
-        stored = StoredVectors(packed, *unchanged, 0, 1, chunk.require_finite)
-        merge_kernels.upper_histogram(stored.for_kernels, packed.n, counts)
+        element_kernels.chunk_histogram(*packed.for_kernels, packed.n, counts)
         return element_kernels.take_counts(counts)
 
     def add(self, part: tuple[np.ndarray, int, np.ndarray]) -> None:
@@ -143,8 +142,8 @@ class Elements(Statistic):
         """Counts of one chunk; of symmetric arrays the lower triangle."""
         counted, packed = ElementCounts.zeros(self.n_experts), chunk.packed
         if packed.on_cpu:
-            floors = exact_floors(self._floors.view(np.float32))
-            constants = (floors, np.array(MASK_SHARES), np.array(UPDATE_SCALES))
+            floors = np.maximum(exact_floors(self._floors.view(np.float32)), _LEAST)
+            constants = (tuple(floors), MASK_SHARES, UPDATE_SCALES)
             arrays = vars(counted).values()
             element_kernels.count(*packed.for_kernels, packed.n, *constants, *arrays)
         else:

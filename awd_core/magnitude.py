@@ -44,7 +44,7 @@ def bin_of_rank(histogram: np.ndarray, rank: int) -> tuple[int, int]:
 
 def bins_of_ranks(histogram: np.ndarray, ranks: Sequence[int]) -> list[tuple[int, int]]:
     """`bin_of_rank` for several ranks."""
-    filled = np.flatnonzero(histogram)[::-1]
+    filled = np.flatnonzero(histogram != 0)[::-1]
     from_top = np.cumsum(histogram[filled])
     found = []
     for rank in ranks:

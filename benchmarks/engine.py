@@ -91,8 +91,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     drawn = replace(stored, streams=keys, limit=limit)
     left, known = drawn.for_kernels, replace(drawn, kept=bits).for_kernels
     grams, squares = np.empty((rows, N_EXPERTS * (N_EXPERTS + 1) // 2)), np.empty(rows)
-    shares, scales = np.array(MASK_SHARES), np.array(UPDATE_SCALES)
-    levels = np.repeat(floors[None], len(DENSITIES), axis=0)
+    levels = (floors,) * len(DENSITIES)
     counted = tuple(vars(ElementCounts.zeros(N_EXPERTS)).values())
     span = next(iter(spans(tensor, whole_rows=True)))
     read = Reader(tensor, plan.experts, plan.device)
@@ -119,7 +118,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
             data, offsets[0], codes[0], update[:n], 3e38, kernels.BFLOAT16, written
         ),
         "all counts over elements": lambda: element_kernels.count(
-            *bytes_of, n, levels, shares, scales, *counted
+            *bytes_of, n, levels, MASK_SHARES, UPDATE_SCALES, *counted
         ),
     }, 2 * n * (N_EXPERTS + 1)
 

@@ -66,8 +66,8 @@ def test_every_count_equals_that_over_explicit_vectors(tmp_path: Path, dtype: to
                 np.testing.assert_allclose(found["lost"][level, k], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 63, 1024, 3000])
-@pytest.mark.parametrize("n_experts", [1, 3, 9])
+@pytest.mark.parametrize("n", [1, 63, 1024, 4096, 9000])
+@pytest.mark.parametrize("n_experts", [1, 3, 9, 17])
 def test_tensor_operations_count_what_the_kernel_counts(n: int, n_experts: int) -> None:
     generator = torch.Generator().manual_seed(n)
     base = torch.randn(n, generator=generator, dtype=torch.float64)
