@@ -75,33 +75,63 @@ class ElementCounts:
         return cls(**{name: np.zeros((*leading, *shape), np.int64) for name, shape in shapes})
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the upper 16 bits of |tau_k| as float32: of zero, and where others begin and end.
+
+    Attributes:
+        zeros: (K,) int64.
+        first: First bin of `counts`, above 0.
+        counts: (K, bins) int64.
+    """
+
+    zeros: np.ndarray
+    first: int
+    counts: np.ndarray
+
+    def __add__(self, other: Histogram) -> Histogram:
+        first = min(self.first, other.first)
+        stop = max(one.first + one.counts.shape[1] for one in (self, other))
+        counts = np.zeros((len(self.zeros), stop - first), np.int64)
+        for one in (self, other):
+            begin = one.first - first
+            counts[:, begin : begin + one.counts.shape[1]] += one.counts
+        return Histogram(self.zeros + other.zeros, first, counts)
+
+    def floors(self, expert: int) -> list[int]:
+        """The bit pattern from which on an element is kept, for every density."""
+        row = np.append(self.zeros[expert], self.counts[expert])
+        n = row.sum()
+        ranks = [0 if density >= 1 else int(np.ceil(density * n)) for density in DENSITIES]
+        places = [place for place, _ in bins_of_ranks(row, ranks)]
+        return [(self.first + place - 1) << 16 if place else 0 for place in places]
+
+
 class Magnitudes(Statistic):
     """A histogram of |tau_k| for every expert: what trimming needs to know before it can begin."""
 
     def __init__(self, n_experts: int) -> None:
         super().__init__(n_experts)
-        self.histogram = np.zeros((n_experts, N_BINS), dtype=np.int64)
+        self._found: Histogram | None = None
 
     @classmethod
     def arrays(cls, n_experts: int) -> dict[str, tuple[tuple[int, ...], type]]:
         """Those of the counts that follow; the histogram itself is not kept."""
         return Elements.arrays(n_experts)
 
-    def part(self, chunk: Chunk) -> tuple[np.ndarray, int, np.ndarray]:
-        """Counts of one chunk: of zero, and from the first bin above it that is not empty."""
+    def part(self, chunk: Chunk) -> Histogram:
+        """The histogram of one chunk."""
         packed = chunk.packed
         if not packed.on_cpu:
             counts = upper_histogram(chunk.task_vectors)
-            return counts[:, 0], 1, counts[:, 1:]
+            return Histogram(counts[:, 0], 1, counts[:, 1:])
         counts = _scratch(self.n_experts)
         element_kernels.chunk_histogram(*packed.for_kernels, packed.n, counts)
-        return element_kernels.take_counts(counts)
+        return Histogram(*element_kernels.take_counts(counts))
 
-    def add(self, part: tuple[np.ndarray, int, np.ndarray]) -> None:
+    def add(self, part: Histogram) -> None:
         """Counts add up."""
-        zeros, first, counts = part
-        self.histogram[:, 0] += zeros
-        self.histogram[:, first : first + counts.shape[1]] += counts
+        self._found = part if self._found is None else self._found + part
 
     def result(self) -> dict[str, np.ndarray]:
         """Nothing that is kept."""
@@ -109,10 +139,10 @@ class Magnitudes(Statistic):
 
     def followed_by(self) -> Elements | None:
         """Counts of what is in or above the bin of each quantile."""
-        if not self.histogram[:, 1:].any():
+        if self._found is None or not self._found.counts.any():
             return None
-        floors = np.array([_floors(row) for row in self.histogram], dtype=np.int32)
-        return Elements(self.n_experts, np.ascontiguousarray(floors.T))
+        floors = [self._found.floors(k) for k in range(self.n_experts)]
+        return Elements(self.n_experts, np.array(floors, dtype=np.int32).T.copy())
 
 
 class Elements(Statistic):
@@ -213,10 +243,3 @@ def _products(rows: torch.Tensor) -> np.ndarray:
     # Counts of one chunk are far below 2^53, so float64 products are exact.
     numbers = rows.to(torch.float64)
     return (numbers @ numbers.T).cpu().numpy().astype(np.int64)
-
-
-def _floors(histogram: np.ndarray) -> list[int]:
-    """The bit pattern from which on an element is kept, for every density."""
-    n = histogram.sum()
-    ranks = [0 if density >= 1 else int(np.ceil(density * n)) for density in DENSITIES]
-    return [place << 16 for place, _ in bins_of_ranks(histogram, ranks)]
