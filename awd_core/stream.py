@@ -113,9 +113,10 @@ class Packed:
         """theta_0, (n,), and tau_k, (K, n), float64, and whether all of them are finite."""
         if not self.on_cpu:
             base = self._float64(0)
-            vectors = [self._task_vector(k, base) for k in range(1, len(self.codes))]
-            stacked = torch.stack(vectors)
-            return base, stacked, bool(torch.isfinite(base.sum() + stacked.sum()))
+            vectors = base.new_empty((len(self.codes) - 1, self.n))
+            for k, vector in enumerate(vectors):
+                vector.copy_(self._task_vector(k + 1, base))
+            return base, vectors, bool(torch.isfinite(base.sum() + vectors.sum()))
         padded = whole_groups(self.n)
         base = np.empty(padded)
         vectors = np.empty((len(self.codes) - 1, padded))
