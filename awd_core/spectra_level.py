@@ -23,8 +23,9 @@ from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
 MOST_HELD = 1 << 29
-# Elements that are read at once: most matrices in one piece, which is then not copied once more.
-HELD_ELEMENTS = 1 << 20
+# Numbers of all experts that are read at once, 24 MiB: most matrices in one piece, which is then not
+# copied once more. From 32 MiB on glibc gives memory back at once, and every page is made anew.
+READ_NUMBERS = 3 << 20
 
 
 def collect_spectra(
@@ -129,7 +130,7 @@ def _moved_rows(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str
     """
     held: list[Array] = []
     n_bytes = 0
-    for chunk in chunks(tensor, experts, device, HELD_ELEMENTS):
+    for chunk in chunks(tensor, experts, device, READ_NUMBERS // len(experts)):
         vectors = chunk.widened[1]
         moved = (vectors != 0).any(2).any(0)
         held.append(vectors if moved.all() else vectors[:, moved])
