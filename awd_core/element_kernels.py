@@ -9,8 +9,9 @@ import numpy as np
 
 from awd_core.bit_kernels import n_both, n_differing, n_planes, n_set, split_by_number
 from awd_core.compiled import kernel
-from awd_core.kernels import load_lanes, store_lanes, widen_block
+from awd_core.kernels import widen_block
 from awd_core.lanes import LANES, at_least_bits, more_bits, size, splat
+from awd_core.stored_lanes import load_lanes, store_lanes
 
 # Elements that are compared at once: (K + 4) blocks of float64 are 25 kB at K = 8.
 BLOCK = 256
@@ -246,94 +247,3 @@ def count(
         votes[level, 0, 0] -= beyond
     for level in range(len(shares)):
         claims[level, 0] -= beyond
-
-
-@kernel
-def take_counts(histogram: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """What is counted in (K, bins) upper bits of magnitudes, which becomes 0.
-
-    Zero is far from every other number, and the bit of a sign is never set: neither the bins
-    between nor the upper half are looked at.
-
-    Returns:
-        Counts of zero, (K,), the first bin above it that is not empty, and the counts from there to
-        the last one, (K, used).
-    """
-    n_experts, n_bins = histogram.shape
-    first, stop = n_bins // 2, 1
-    for k in range(n_experts):
-        low, high = 1, n_bins // 2
-        while low < first and histogram[k, low] == 0:
-            low += 1
-        while high > stop and histogram[k, high - 1] == 0:
-            high -= 1
-        first, stop = min(first, low), max(stop, high)
-    first = min(first, stop)
-    zeros, taken = histogram[:, 0].copy(), histogram[:, first:stop].copy()
-    histogram[:, 0] = 0
-    histogram[:, first:stop] = 0
-    return zeros, first, taken
-
-
-@kernel
-def count_upper_bits(
-    vectors: np.ndarray, n: int, singles: np.ndarray, histogram: np.ndarray
-) -> None:
-    """Add the upper 16 bits of float32 |v_k| of n numbers to (K, 65536) counts.
-
-    Args:
-        vectors: (K, at least n) float64.
-        n: How many numbers of each.
-        singles: Room for float32 numbers, of the same shape.
-        histogram: (K, 65536) int64.
-    """
-    n_experts = len(vectors)
-    for k in range(n_experts):
-        vector, single = vectors[k], singles[k]
-        for j in range(n):
-            single[j] = np.float32(abs(vector[j]))
-    halves = singles.view(np.uint16)
-    # Four tables in turn: to count up one number again and again waits for itself.
-    whole = n_experts - n_experts % 4
-    for k in range(0, whole, 4):
-        a, b, c, d = halves[k], halves[k + 1], halves[k + 2], halves[k + 3]
-        of_a, of_b = histogram[k], histogram[k + 1]
-        of_c, of_d = histogram[k + 2], histogram[k + 3]
-        for upper in range(1, 2 * n, 2):
-            of_a[a[upper]] += 1
-            of_b[b[upper]] += 1
-            of_c[c[upper]] += 1
-            of_d[d[upper]] += 1
-    for k in range(whole, n_experts):
-        half, of_one = halves[k], histogram[k]
-        for upper in range(1, 2 * n, 2):
-            of_one[half[upper]] += 1
-
-
-@kernel
-def chunk_histogram(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    codes: np.ndarray,
-    is_vector: np.ndarray,
-    n: int,
-    histogram: np.ndarray,
-) -> None:
-    """The same of the task vectors of a chunk of n elements, as `count` takes it."""
-    n_experts = len(offsets) - 1
-    base, vectors = np.empty(BLOCK), np.empty((n_experts, BLOCK))
-    singles = np.empty((n_experts, BLOCK), np.float32)
-    for start in range(0, n, BLOCK):
-        length = min(BLOCK, n - start)
-        widen_block(data, offsets, codes, is_vector, start, length, base, vectors)
-        count_upper_bits(vectors, length, singles, histogram)
-
-
-@kernel
-def upper_histogram(vectors: np.ndarray, histogram: np.ndarray) -> None:
-    """Add the upper 16 bits of float32 |v| of (K, n) float64 vectors to (K, 65536) int64 counts."""
-    n_experts, n = vectors.shape
-    singles = np.empty((n_experts, BLOCK), np.float32)
-    for start in range(0, n, BLOCK):
-        part = vectors[:, start : start + BLOCK]
-        count_upper_bits(part, part.shape[1], singles, histogram)

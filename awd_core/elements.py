@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from awd_core import element_kernels
+from awd_core import element_kernels, magnitude_kernels
 from awd_core.lazy import torch
 from awd_core.magnitude import N_BINS, bins_of_ranks, exact_floors, magnitude_bits, upper_histogram
 from awd_core.statistic import Statistic
@@ -126,8 +126,8 @@ class Magnitudes(Statistic):
             counts = upper_histogram(chunk.task_vectors)
             return Histogram(counts[:, 0], 1, counts[:, 1:])
         counts = _scratch(self.n_experts)
-        element_kernels.chunk_histogram(*packed.for_kernels, packed.n, counts)
-        return Histogram(*element_kernels.take_counts(counts))
+        magnitude_kernels.histogram_of_chunk(*packed.for_kernels, packed.n, counts)
+        return Histogram(*magnitude_kernels.take_counts(counts))
 
     def add(self, part: Histogram) -> None:
         """Counts add up."""

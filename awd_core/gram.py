@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from awd_core import kernels
+from awd_core import gram_kernels
 from awd_core.kernels import SEGMENT
 from awd_core.lazy import torch
 from awd_core.statistic import Statistic
@@ -34,7 +34,7 @@ def row_grams(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
     n_rows = -(-span.n_elements // length)
     packed = np.empty((n_rows, n_experts * (n_experts + 1) // 2))
     squares = np.empty(n_rows)
-    kernels.row_grams(*chunk.packed.for_kernels, span.n_elements, length, packed, squares)
+    gram_kernels.row_grams(*chunk.packed.for_kernels, span.n_elements, length, packed, squares)
     return packed, squares
 
 
@@ -71,14 +71,14 @@ class Grams(Statistic):
         """Row by row, and a row segment by segment."""
         has_whole_rows, ends_row, grams, squares = part
         if not has_whole_rows:
-            kernels.add_in_order(self._row, grams)
-            kernels.add_in_order(self._row_square, squares[:, None])
+            gram_kernels.add_in_order(self._row, grams)
+            gram_kernels.add_in_order(self._row_square, squares[:, None])
             if not ends_row:
                 return
             grams, squares = self._row[None].copy(), self._row_square.copy()
             self._row[:] = self._row_square[:] = 0.0
-        kernels.add_in_order(self._gram, grams)
-        kernels.add_in_order(self._base_square, squares[:, None])
+        gram_kernels.add_in_order(self._gram, grams)
+        gram_kernels.add_in_order(self._base_square, squares[:, None])
         if self.give_rows is None:
             self._rows.append(grams)
         else:

@@ -8,141 +8,28 @@ Sums over elements go row by row in segments of `SEGMENT` columns, eight lanes s
 their order depends on the shape of a tensor alone: not on chunks, not on threads.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from awd_core.compiled import inlined, kernel
-from awd_core.lanes import LANES, LANES_TYPE, multiply_add, pick_less, size, splat, store
-
-FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2, 3
-# A tensor that an expert does not change has no bytes in a chunk.
-NOTHING = -1
+from awd_core.lanes import LANES, multiply_add, pick_less, size, splat, store
+from awd_core.stored_lanes import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    NOTHING,
+    added,
+    load_lanes,
+    load_stored,
+    store_lanes,
+    store_stored,
+)
 
 # Columns that are summed in one go, and elements that are worked on in one go. (K + 1) blocks of
 # float64 are 36 kB at K = 8, so they stay in the first cache.
 SEGMENT = 512
-
-
-def _code(function: Callable[..., Any]) -> Any:
-    """`numba.extending.intrinsic`, whose result takes one argument less than `function`."""
-    return intrinsic(function)
-
-
-# Vectors of LLVM: what a register holds while eight numbers are on their way.
-_DOUBLES, _SINGLES, _WORDS, _HALVES, _SHORTS = (
-    ir.VectorType(kind, LANES)
-    for kind in (ir.DoubleType(), ir.FloatType(), ir.IntType(32), ir.HalfType(), ir.IntType(16))
-)
-
-
-def _splat(kind: ir.VectorType, number: int) -> ir.Constant:
-    return ir.Constant(kind, [number] * LANES)
-
-
-def _place(context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> Any:
-    """Address of element `arguments[1]` of an array of bytes that holds numbers of LANES `kind`."""
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    first = builder.bitcast(array.data, kind.element.as_pointer())
-    return builder.bitcast(builder.gep(first, [arguments[1]]), kind.as_pointer())
-
-
-def _loader(kind: ir.VectorType, convert: Callable[[Any, Any], Any]) -> Any:
-    """Code that reads eight stored numbers, from any position on, as eight lanes."""
-
-    def load(typing: Any, data: Any, position: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = _place(context, builder, signature, arguments, kind)
-            return convert(builder, builder.load(address, align=1))
-
-        return LANES_TYPE(data, types.intp), build
-
-    return _code(load)
-
-
-def _storer(kind: ir.VectorType, convert: Callable[[Any, Any], Any]) -> Any:
-    """Code that writes eight lanes as eight numbers, to any position on."""
-
-    def save(typing: Any, data: Any, position: Any, lanes: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = _place(context, builder, signature, arguments, kind)
-            builder.store(convert(builder, arguments[2]), address, align=1)
-            return context.get_dummy_value()
-
-        return types.void(data, types.intp, lanes), build
-
-    return _code(save)
-
-
-def _from_bfloat16(builder: Any, shorts: Any) -> Any:
-    words = builder.shl(builder.zext(shorts, _WORDS), _splat(_WORDS, 16))
-    return builder.fpext(builder.bitcast(words, _SINGLES), _DOUBLES)
-
-
-def _to_bfloat16(builder: Any, doubles: Any) -> Any:
-    words = builder.bitcast(builder.fptrunc(doubles, _SINGLES), _WORDS)
-    odd = builder.and_(builder.lshr(words, _splat(_WORDS, 16)), _splat(_WORDS, 1))
-    words = builder.add(words, builder.add(odd, _splat(_WORDS, 0x7FFF)))
-    return builder.trunc(builder.lshr(words, _splat(_WORDS, 16)), _SHORTS)
-
-
-def _from_float16(builder: Any, halves: Any) -> Any:
-    return builder.fpext(builder.fpext(halves, _SINGLES), _DOUBLES)
-
-
-def _to_float16(builder: Any, doubles: Any) -> Any:
-    return builder.fptrunc(builder.fptrunc(doubles, _SINGLES), _HALVES)
-
-
-load_lanes = _loader(_DOUBLES, lambda builder, doubles: doubles)
-_load_float32 = _loader(_SINGLES, lambda builder, singles: builder.fpext(singles, _DOUBLES))
-_load_bfloat16 = _loader(_SHORTS, _from_bfloat16)
-_load_float16 = _loader(_HALVES, _from_float16)
-store_lanes = _storer(_DOUBLES, lambda builder, doubles: doubles)
-_store_float32 = _storer(_SINGLES, lambda builder, doubles: builder.fptrunc(doubles, _SINGLES))
-_store_bfloat16 = _storer(_SHORTS, _to_bfloat16)
-_store_float16 = _storer(_HALVES, _to_float16)
-
-
-@_code
-def _added(typing: Any, base: Any, update: Any) -> Any:
-    """`base + update`, and the base with its bits where nothing is added."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        base, update = arguments
-        zero = builder.fcmp_ordered("==", update, ir.Constant(_DOUBLES, [0.0] * LANES))
-        return builder.select(zero, base, builder.fadd(base, update))
-
-    return LANES_TYPE(base, update), build
-
-
-@inlined
-def load_stored(data: np.ndarray, offset: int, code: int, position: int) -> Any:
-    """Eight numbers of stored bytes, from `position` on."""
-    if code == BFLOAT16:
-        return _load_bfloat16(data, offset // 2 + position)
-    if code == FLOAT32:
-        return _load_float32(data, offset // 4 + position)
-    if code == FLOAT16:
-        return _load_float16(data, offset // 2 + position)
-    return load_lanes(data, offset // 8 + position)
-
-
-@inlined
-def _store(data: np.ndarray, code: int, position: int, lanes: Any) -> None:
-    """Round eight numbers once and write them; by way of float32, ties to even, as torch rounds."""
-    if code == BFLOAT16:
-        _store_bfloat16(data, position, lanes)
-    elif code == FLOAT32:
-        _store_float32(data, position, lanes)
-    elif code == FLOAT16:
-        _store_float16(data, position, lanes)
-    else:
-        store_lanes(data, position, lanes)
 
 
 @inlined
@@ -342,10 +229,10 @@ def weighted_sum(
                 room,
             )
         for j in range(0, length, LANES):
-            merged = _added(load_lanes(base, j), load_lanes(total, j))
+            merged = added(load_lanes(base, j), load_lanes(total, j))
             strange = strange + (merged - merged)
             most = pick_less(most, size(merged), size(merged), most)
-            _store(out, code, start + j, merged)
+            store_stored(out, code, start + j, merged)
     store(lanes, 0, strange)
     finite = np.all(lanes == 0.0)
     store(lanes, 0, most)
@@ -389,10 +276,10 @@ def add_to_base(
         change[:length] = update[start : start + length]
         change[length:] = 0.0
         for j in range(0, length, LANES):
-            merged = _added(load_lanes(base, j), load_lanes(change, j))
+            merged = added(load_lanes(base, j), load_lanes(change, j))
             strange = strange + (merged - merged)
             most = pick_less(most, size(merged), size(merged), most)
-            _store(out, code, start + j, merged)
+            store_stored(out, code, start + j, merged)
     store(lanes, 0, strange)
     finite = np.all(lanes == 0.0)
     store(lanes, 0, most)
@@ -408,105 +295,3 @@ def spread_rows(weights: np.ndarray, first: int, columns: int, n: int, out: np.n
         stop = min(n, j + columns - column)
         out[j:stop] = weights[row]
         j, row, column = stop, row + 1, 0
-
-
-@inlined
-def _total(lanes: np.ndarray, tile: int) -> float:
-    return (
-        ((lanes[tile, 0] + lanes[tile, 1]) + (lanes[tile, 2] + lanes[tile, 3]))
-        + ((lanes[tile, 4] + lanes[tile, 5]) + (lanes[tile, 6] + lanes[tile, 7]))
-    )  # fmt: skip
-
-
-@kernel
-def add_products(
-    vectors: np.ndarray, start: int, stop: int, n_experts: int, lanes: np.ndarray, gram: np.ndarray
-) -> None:
-    """Add `<v_i, v_j>` over columns `start:stop`, i >= j, to a packed triangle.
-
-    Two times four experts at a time: eight sums in registers for six loads.
-    """
-    whole = start + (stop - start) // LANES * LANES
-    for i in range(0, n_experts, 2):
-        for j in range(0, i + 2, 4):
-            a0, a1 = vectors[i], vectors[i + 1]
-            b0, b1, b2, b3 = vectors[j], vectors[j + 1], vectors[j + 2], vectors[j + 3]
-            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = splat(0.0)
-            for column in range(start, whole, LANES):
-                x, y = load_lanes(a0, column), load_lanes(a1, column)
-                z = load_lanes(b0, column)
-                s00, s10 = multiply_add(x, z, s00), multiply_add(y, z, s10)
-                z = load_lanes(b1, column)
-                s01, s11 = multiply_add(x, z, s01), multiply_add(y, z, s11)
-                z = load_lanes(b2, column)
-                s02, s12 = multiply_add(x, z, s02), multiply_add(y, z, s12)
-                z = load_lanes(b3, column)
-                s03, s13 = multiply_add(x, z, s03), multiply_add(y, z, s13)
-            store(lanes, 0, s00)
-            store(lanes, 1, s01)
-            store(lanes, 2, s02)
-            store(lanes, 3, s03)
-            store(lanes, 4, s10)
-            store(lanes, 5, s11)
-            store(lanes, 6, s12)
-            store(lanes, 7, s13)
-            for tile in range(8):
-                p, q = i + tile // 4, j + tile % 4
-                if p < n_experts and q <= p:
-                    rest = 0.0
-                    for column in range(whole, stop):
-                        rest += vectors[p, column] * vectors[q, column]
-                    gram[p * (p + 1) // 2 + q] += _total(lanes, tile) + rest
-
-
-@kernel
-def row_grams(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    codes: np.ndarray,
-    is_vector: np.ndarray,
-    n: int,
-    columns: int,
-    grams: np.ndarray,
-    base_squares: np.ndarray,
-) -> None:
-    """Inner products of the task vectors, row by row, and squares of the base.
-
-    Args:
-        data: Bytes of the chunk.
-        offsets: Where the base (index 0) and every expert begin in it, (K + 1,).
-        codes: Their types, (K + 1,).
-        is_vector: Whether an expert's numbers are tau_k, (K + 1,).
-        n: Elements of the chunk.
-        columns: Length of a row; the last one may be shorter.
-        grams: Result, (rows, K(K+1)/2): the lower triangle, row by row.
-        base_squares: Result, (rows,).
-    """
-    n_experts = len(offsets) - 1
-    # Rows of zeros up to whole tiles of experts; room for whole groups of lanes.
-    vectors = np.zeros((n_experts + 4, SEGMENT + LANES))
-    base = np.zeros((4, SEGMENT + LANES))
-    lanes = np.empty((8, LANES))
-    grams[:] = 0.0
-    base_squares[:] = 0.0
-    # Many short rows at once, or one segment of a long one.
-    at_once = max(1, SEGMENT // columns)
-    for row in range(0, len(grams), at_once):
-        rows = min(at_once, len(grams) - row)
-        end = min(n, (row + rows) * columns)
-        for first in range(row * columns, end, SEGMENT):
-            size = min(SEGMENT, end - first)
-            widen_block(data, offsets, codes, is_vector, first, size, base[0], vectors[:n_experts])
-            length = columns if at_once > 1 else size
-            for r in range(rows):
-                left, right = r * length, min(size, (r + 1) * length)
-                add_products(vectors, left, right, n_experts, lanes, grams[row + r])
-                add_products(base, left, right, 1, lanes, base_squares[row + r : row + r + 1])
-
-
-@kernel
-def add_in_order(total: np.ndarray, parts: np.ndarray) -> None:
-    """Add (n, m) parts to a total, (m,), one after the other."""
-    for part in parts:
-        for j in range(len(total)):
-            total[j] += part[j]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from awd_core import element_kernels, merge_kernels
+from awd_core import magnitude_kernels
 from awd_core.lazy import torch
 from awd_core.vectors import Piece, TensorVectors, Vectors
 
@@ -27,7 +27,7 @@ def upper_histogram(vectors: torch.Tensor) -> np.ndarray:
     """Counts of the upper 16 bits of |v| per expert: (K, 65536) int64, for (K, ...) vectors."""
     if vectors.device.type == "cpu" and vectors.dtype == torch.float64:
         counts = np.zeros((len(vectors), N_BINS), dtype=np.int64)
-        element_kernels.upper_histogram(vectors.flatten(1).numpy(), counts)
+        magnitude_kernels.histogram_of_array(vectors.flatten(1).numpy(), counts)
         return counts
     bits = magnitude_bits(vectors).flatten(1) >> 16
     return np.stack([torch.bincount(row, minlength=N_BINS).cpu().numpy() for row in bits])
@@ -133,7 +133,7 @@ def _add_upper(piece: Piece, counts: np.ndarray) -> None:
     stored = piece.stored
     if stored is None:
         counts += upper_histogram(piece.task_vectors)
-    elif not merge_kernels.upper_histogram(stored.for_kernels, stored.n, counts):
+    elif not magnitude_kernels.upper_histogram(stored.for_kernels, stored.n, counts):
         stored.require_finite()
 
 
@@ -142,7 +142,7 @@ def _add_lower(bins: np.ndarray, piece: Piece, counts: np.ndarray) -> None:
     if stored is None:
         add_lower_histogram(piece.task_vectors, bins, counts)
     else:
-        merge_kernels.lower_histogram(stored.for_kernels, stored.n, bins, counts)
+        magnitude_kernels.lower_histogram(stored.for_kernels, stored.n, bins, counts)
 
 
 def _kth_largest(

@@ -1,32 +1,17 @@
 """Compiled arithmetic of methods that work element by element, on weights as they are stored.
 
-Blocks small enough for the first cache are widened to float64, scaled and disentangled there, and
-worked on at once: no task vector is ever in memory as a whole. Every kernel gives the bits of the
-same operations on whole tensors, one after the other; only zeros may differ in their sign.
+Every kernel gives the bits of the same operations on whole tensors, one after the other; only zeros
+may differ in their sign.
 
 `stored` is what `awd_core.vectors.StoredVectors.for_kernels` says, n the elements of the chunk.
 """
 
-from typing import Any
-
 import numpy as np
 
 from awd_core.compiled import inlined, kernel
-from awd_core.element_kernels import count_upper_bits
-from awd_core.kernels import (
-    BFLOAT16,
-    FLOAT32,
-    SEGMENT,
-    add_products,
-    load_lanes,
-    load_stored,
-    spread_rows,
-    store_lanes,
-    widen_block,
-)
+from awd_core.kernels import SEGMENT
 from awd_core.lanes import (
     LANES,
-    keep_between,
     more_bits,
     multiply_add,
     ones,
@@ -38,152 +23,14 @@ from awd_core.lanes import (
     where_set,
 )
 from awd_core.random_lanes import kept_bits
-
-
-@kernel
-def vectors_block(
-    stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
-) -> None:
-    """theta_0 and v_k of elements `start:start + n`, at most SEGMENT; room for two segments.
-
-    Past the end of a chunk, whole groups of lanes are zero.
-    """
-    streams, limit, kept = stored[8:]
-    _whole_block(stored, start, n, base, vectors, room)
-    one = splat(1.0)
-    for k in range(len(streams)):
-        vector = vectors[k]
-        # Products, so that what is not finite stays so where it is dropped.
-        if kept.shape[1]:
-            for j in range(0, n, LANES):
-                bits = kept[k, (start + j) // LANES]
-                store_lanes(vector, j, load_lanes(vector, j) * where_set(bits, one))
-        else:
-            for j in range(0, n, LANES):
-                bits = kept_bits(streams[k], np.uint64(stored[6] + start + j), limit)
-                store_lanes(vector, j, load_lanes(vector, j) * where_set(bits, one))
-
-
-@kernel
-def _whole_block(
-    stored: tuple, start: int, n: int, base: np.ndarray, vectors: np.ndarray, room: np.ndarray
-) -> None:
-    """The same before anything is dropped."""
-    data, offsets, codes, is_vector, scales, redundant, first, columns = stored[:8]
-    widen_block(data, offsets, codes, is_vector, start, n, base, vectors)
-    for k in range(len(vectors)):
-        vector, scale = vectors[k], scales[k]
-        if scale != 1.0:
-            for j in range(n):
-                vector[j] *= scale
-    if redundant.shape[1] == 0:
-        return
-    delta, spread = room[0], room[1]
-    delta[:n] = 0.0
-    for k in range(len(vectors)):
-        vector = vectors[k]
-        if redundant.shape[1] == 1:
-            spread[:n] = redundant[k, 0]
-        else:
-            spread_rows(redundant[k], first + start, columns, n, spread)
-        for j in range(n):
-            delta[j] += spread[j] * vector[j]
-    for k in range(len(vectors)):
-        vector = vectors[k]
-        for j in range(n):
-            vector[j] -= delta[j]
-
-
-@kernel
-def _alike(stored: tuple) -> int:
-    """The type that all are stored in where v_k is a difference in rows of whole groups; else -1.
-
-    Such vectors need not be written down between being read and being used.
-    """
-    codes, is_vector, scales, redundant, columns = (*stored[2:6], stored[7])
-    plain = np.all(codes == codes[0]) and not np.any(is_vector) and np.all(scales == 1.0)
-    return codes[0] if plain and redundant.shape[1] == 0 and columns % LANES == 0 else -1
-
-
-@inlined
-def _vector(code: int, stored: tuple, k: int, element: int) -> Any:
-    """v_k of eight elements, where all are stored alike."""
-    data, offsets = stored[0], stored[1]
-    return load_stored(data, offsets[k + 1], code, element) - load_stored(
-        data, offsets[0], code, element
-    )
-
-
-@inlined
-def _strange(vector: np.ndarray, n: int, total: Any) -> Any:
-    """`total`, and NaN in a lane where a number is not finite: x - x is 0 for a finite one."""
-    for j in range(0, n, LANES):
-        number = load_lanes(vector, j)
-        total = total + (number - number)
-    return total
-
-
-@kernel
-def _is_zero(lanes: Any) -> bool:
-    room = np.empty((1, LANES))
-    store(room, 0, lanes)
-    return bool(np.all(room == 0.0))
-
-
-@kernel
-def upper_histogram(stored: tuple, n: int, histogram: np.ndarray) -> bool:
-    """Add the upper 16 bits of float32 |v_k| to counts, (K, 65536) int64.
-
-    Returns:
-        Whether every number is finite.
-    """
-    n_experts = len(histogram)
-    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
-    vectors = np.empty((n_experts, SEGMENT))
-    singles = np.empty((n_experts, SEGMENT), np.float32)
-    strange = splat(0.0)
-    for start in range(0, n, SEGMENT):
-        length = min(SEGMENT, n - start)
-        vectors_block(stored, start, length, base, vectors, room)
-        strange = _strange(base, length, strange)
-        for k in range(n_experts):
-            strange = _strange(vectors[k], length, strange)
-        count_upper_bits(vectors, length, singles, histogram)
-    return _is_zero(strange)
-
-
-@kernel
-def lower_histogram(stored: tuple, n: int, bins: np.ndarray, histogram: np.ndarray) -> None:
-    """Add the lower 16 bits of the float32 |v_k| whose upper 16 bits are `bins[k]`, (K,) int32."""
-    n_experts = len(histogram)
-    base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
-    vectors = np.empty((n_experts, SEGMENT))
-    edges = np.empty((n_experts, 2))
-    for k in range(n_experts):
-        patterns = np.array([bins[k] << 16, (bins[k] << 16) | 0xFFFF], np.int32)
-        # What rounds to a number of the bin lies within half a step of float32 around it.
-        low, high = patterns.view(np.float32)
-        edges[k, 0] = np.float64(low) * (1 - 1e-7) - 1e-45
-        edges[k, 1] = np.float64(high) * (1 + 1e-7) + 1e-45
-    # Room for the whole register that the last of them comes in.
-    near = np.empty(SEGMENT + LANES)
-    singles = np.empty(SEGMENT, np.float32)
-    patterns = singles.view(np.int32)
-    for start in range(0, n, SEGMENT):
-        length = min(SEGMENT, n - start)
-        vectors_block(stored, start, length, base, vectors, room)
-        for k in range(n_experts):
-            vector, counts, own = vectors[k], histogram[k], bins[k]
-            vector[length : length + -length % LANES] = np.nan
-            below, above = splat(edges[k, 0]), splat(edges[k, 1])
-            n_near = 0
-            for j in range(0, length, LANES):
-                n_near += keep_between(near, n_near, size(load_lanes(vector, j)), below, above)
-            for j in range(n_near):
-                singles[j] = np.float32(near[j])
-            for j in range(n_near):
-                if patterns[j] >> 16 == own:
-                    counts[patterns[j] & 0xFFFF] += 1
+from awd_core.stored_lanes import BFLOAT16, FLOAT32, load_lanes, store_lanes
+from awd_core.vector_kernels import (
+    is_zero,
+    mark_not_finite,
+    type_of_all,
+    vector_lanes,
+    vectors_block,
+)
 
 
 @kernel
@@ -250,7 +97,7 @@ def elected_sum(
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         vectors_block(stored, start, length, base, vectors, room)
-        strange = _strange(base, length, strange)
+        strange = mark_not_finite(base, length, strange)
         for j in range(0, length, LANES):
             total = zero
             for k in range(n_experts):
@@ -271,7 +118,7 @@ def elected_sum(
             if len(divisors):
                 merged = merged / pick_less(splat(cancelled), size(divisor), divisor, one)
             store_lanes(out, start + j, merged * splat(scale))
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @kernel
@@ -303,7 +150,7 @@ def sum_between(
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         vectors_block(stored, start, length, base, vectors, room)
-        strange = _strange(base, length, strange)
+        strange = mark_not_finite(base, length, strange)
         for j in range(0, length, LANES):
             total = zero
             for k in range(n_experts):
@@ -313,7 +160,7 @@ def sum_between(
                 kept = pick_less(size(own), splat(ceilings[k]), large, zero)
                 total = multiply_add(splat(multipliers[k]), kept, total)
             store_lanes(out, start + j, total)
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @inlined
@@ -336,7 +183,7 @@ def _kept_magnitudes_alike(
             for k in range(len(keys)):
                 whole = kept = splat(0.0)
                 for j in range(start, stop, LANES):
-                    own = _vector(code, stored, k, j)
+                    own = vector_lanes(code, stored, k, j)
                     stays = kept_bits(keys[k], np.uint64(stored[6] + j), limit)
                     whole = whole + size(own)
                     kept = kept + size(where_set(stays, own))
@@ -347,7 +194,7 @@ def _kept_magnitudes_alike(
                 before[k, row] += lanes[0].sum()
                 after[k, row] += lanes[1].sum()
                 strange = strange + (whole - whole)
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @kernel
@@ -370,7 +217,7 @@ def kept_magnitudes(
     n_experts, columns = len(keys), stored[7]
     before[:] = 0.0
     after[:] = 0.0
-    code = _alike(stored)
+    code = type_of_all(stored)
     if code == BFLOAT16:
         return _kept_magnitudes_alike(BFLOAT16, stored, n, keys, limit, before, after, bits)
     if code == FLOAT32:
@@ -383,7 +230,7 @@ def kept_magnitudes(
         for start in range(row * columns, (row + 1) * columns, SEGMENT):
             length = min(SEGMENT, (row + 1) * columns - start)
             vectors_block(stored, start, length, base, vectors, room)
-            strange = _strange(base, length, strange)
+            strange = mark_not_finite(base, length, strange)
             for k in range(n_experts):
                 vectors[k, length : length + -length % LANES] = 0.0
                 whole = kept = splat(0.0)
@@ -400,7 +247,7 @@ def kept_magnitudes(
                 before[k, row] += lanes[0].sum()
                 after[k, row] += lanes[1].sum()
                 strange = strange + (whole - whole)
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @kernel
@@ -425,7 +272,7 @@ def deviations(stored: tuple, n: int, out: np.ndarray) -> bool:
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         vectors_block(stored, start, length, base, vectors, room)
-        strange = _strange(base, length, strange)
+        strange = mark_not_finite(base, length, strange)
         for j in range(0, length, LANES):
             first = load_lanes(vectors, j)
             squares, total = zero, zero
@@ -437,7 +284,7 @@ def deviations(stored: tuple, n: int, out: np.ndarray) -> bool:
                 total = total + own
             variance = (squares - total * total / count) / count
             store_lanes(out, start + j, root(pick_less(zero, variance, variance, zero)))
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @kernel
@@ -447,7 +294,7 @@ def chosen_squares(stored: tuple, n: int, chosen: np.ndarray, squares: np.ndarra
     Args:
         stored: The chunk, of whole rows.
         n: Its elements.
-        chosen: c, 0 or 1 for every entry, (n,), with room for whole groups of lanes.
+        chosen: c, 0 or 1 for every entry, (n,).
         squares: Result, (K, rows).
 
     Returns:
@@ -456,53 +303,26 @@ def chosen_squares(stored: tuple, n: int, chosen: np.ndarray, squares: np.ndarra
     n_experts, columns = len(squares), stored[7]
     base, room = np.empty(SEGMENT), np.empty((2, SEGMENT))
     vectors = np.empty((n_experts, SEGMENT))
-    lanes = np.empty((1, LANES))
+    lanes, factors = np.empty((1, LANES)), np.zeros(SEGMENT)
     squares[:] = 0.0
     strange = splat(0.0)
     for row in range(n // columns):
         for start in range(row * columns, (row + 1) * columns, SEGMENT):
             length = min(SEGMENT, (row + 1) * columns - start)
             vectors_block(stored, start, length, base, vectors, room)
-            strange = _strange(base, length, strange)
+            strange = mark_not_finite(base, length, strange)
+            factors[:length] = chosen[start : start + length]
             for k in range(n_experts):
                 vectors[k, length : length + -length % LANES] = 0.0
                 whole = splat(0.0)
                 for j in range(0, length, LANES):
                     own = load_lanes(vectors, k * SEGMENT + j)
                     strange = strange + (own - own)
-                    own = own * load_lanes(chosen, start + j)
+                    own = own * load_lanes(factors, j)
                     whole = whole + own * own
                 store(lanes, 0, whole)
                 squares[k, row] += lanes[0].sum()
-    return _is_zero(strange)
-
-
-@kernel
-def row_grams(stored: tuple, n: int, grams: np.ndarray) -> None:
-    """Inner products of theta_0 (index 0) and the task vectors, row by row.
-
-    Args:
-        stored: The chunk, of whole rows.
-        n: Its elements.
-        grams: Result, (rows, (K + 1)(K + 2)/2): the lower triangle, row by row.
-    """
-    n_vectors, columns = len(stored[1]), stored[7]
-    # Rows of zeros up to whole tiles of vectors; room for whole groups of lanes.
-    vectors = np.zeros((n_vectors + 4, SEGMENT + LANES))
-    room, lanes = np.empty((2, SEGMENT)), np.empty((8, LANES))
-    grams[:] = 0.0
-    # Many short rows at once, or one segment of a long one.
-    at_once = max(1, SEGMENT // columns)
-    for row in range(0, len(grams), at_once):
-        rows = min(at_once, len(grams) - row)
-        end = (row + rows) * columns
-        for first in range(row * columns, end, SEGMENT):
-            length = min(SEGMENT, end - first)
-            vectors_block(stored, first, length, vectors[0], vectors[1:n_vectors], room)
-            step = columns if at_once > 1 else length
-            for r in range(rows):
-                left, right = r * step, (r + 1) * step
-                add_products(vectors, left, right, n_vectors, lanes, grams[row + r])
+    return is_zero(strange)
 
 
 @inlined
@@ -515,7 +335,7 @@ def _kept_sum_alike(
     for j in range(0, n, LANES):
         total = splat(0.0)
         for k in range(len(streams)):
-            own = _vector(code, stored, k, j)
+            own = vector_lanes(code, stored, k, j)
             if kept.shape[1]:
                 # Drawn by a sweep that has seen what is not finite.
                 own = where_set(kept[k, j // LANES], own)
@@ -526,7 +346,7 @@ def _kept_sum_alike(
             total = multiply_add(splat(multipliers[k + 1]), own, total)
         strange = strange + (total - total)
         store_lanes(out, j, total)
-    return _is_zero(strange)
+    return is_zero(strange)
 
 
 @kernel
@@ -544,7 +364,7 @@ def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) 
     """
     n_experts = len(multipliers) - 1
     if len(stored[8]) and multipliers[0] == 0.0:
-        code = _alike(stored)
+        code = type_of_all(stored)
         if code == BFLOAT16:
             return _kept_sum_alike(BFLOAT16, stored, n, multipliers, out)
         if code == FLOAT32:
@@ -555,7 +375,7 @@ def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) 
     for start in range(0, n, SEGMENT):
         length = min(SEGMENT, n - start)
         vectors_block(stored, start, length, base, vectors, room)
-        strange = _strange(base, length, strange)
+        strange = mark_not_finite(base, length, strange)
         for j in range(0, length, LANES):
             total = splat(0.0)
             for k in range(n_experts):
@@ -565,4 +385,4 @@ def linear_sum(stored: tuple, n: int, multipliers: np.ndarray, out: np.ndarray) 
             if multipliers[0] != 0.0:
                 total = multiply_add(splat(multipliers[0]), load_lanes(base, j), total)
             store_lanes(out, start + j, total)
-    return _is_zero(strange)
+    return is_zero(strange)

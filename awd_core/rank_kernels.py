@@ -7,8 +7,8 @@ import numpy as np
 from awd_core.compiled import inlined, kernel
 from awd_core.kernels import SEGMENT
 from awd_core.lanes import LANES
-from awd_core.merge_kernels import vectors_block
 from awd_core.random_masks import BITS, FIRST_FACTOR, GOLDEN, SECOND_FACTOR
+from awd_core.vector_kernels import vectors_block
 
 _GOLDEN, _FIRST, _SECOND = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
 _WITHOUT_SIGN = np.uint64((1 << 63) - 1)

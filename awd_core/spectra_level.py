@@ -23,8 +23,8 @@ from awd_core.study import SPECTRA, SPECTRAL_GRAM, SourceInfo, Study, open_study
 
 # Bytes of task vectors that are held while a matrix is looked at again, instead of read again.
 MOST_HELD = 1 << 29
-# Numbers of all experts that are read at once, 24 MiB: most matrices in one piece, which is then not
-# copied once more. From 32 MiB on glibc gives memory back at once, and every page is made anew.
+# Numbers of all experts that are read at once, 24 MiB: most matrices in one piece, which is then
+# not copied once more. From 32 MiB on glibc gives memory back at once, and every page is new.
 READ_NUMBERS = 3 << 20
 
 

@@ -9,7 +9,7 @@ from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
-from awd_core import dtypes, kernels
+from awd_core import dtypes, kernels, stored_lanes
 from awd_core.arrays import Array, namespace
 from awd_core.checkpoints import Checkpoint, ExpertTensor, StoredTensor
 from awd_core.checkpoints.header import read_bytes, read_rows
@@ -25,10 +25,10 @@ from awd_core.parallel import in_order
 CHUNK_ELEMENTS = 1 << 17
 
 CODES = {
-    dtypes.FLOAT64: kernels.FLOAT64,
-    dtypes.FLOAT32: kernels.FLOAT32,
-    dtypes.BFLOAT16: kernels.BFLOAT16,
-    dtypes.FLOAT16: kernels.FLOAT16,
+    dtypes.FLOAT64: stored_lanes.FLOAT64,
+    dtypes.FLOAT32: stored_lanes.FLOAT32,
+    dtypes.BFLOAT16: stored_lanes.BFLOAT16,
+    dtypes.FLOAT16: stored_lanes.FLOAT16,
 }
 _TYPES = {code: dtype for dtype, code in CODES.items()}
 # Largest tensor, base and experts together, that a thread keeps while it is read more than once:
@@ -128,7 +128,7 @@ class Packed:
         return self._float64(0)
 
     def _task_vector(self, index: int, base: torch.Tensor) -> torch.Tensor:
-        if self.codes[index] == kernels.NOTHING:
+        if self.codes[index] == stored_lanes.NOTHING:
             return torch.zeros_like(base)
         own = self._float64(index)
         return own if self.is_vector[index] else own - base
@@ -244,7 +244,7 @@ class Reader:
         )
         self._codes = np.array(
             [
-                kernels.NOTHING if none else CODES[dtype]
+                stored_lanes.NOTHING if none else CODES[dtype]
                 for dtype, none in zip(dtypes, nothing, strict=True)
             ]
         )
@@ -340,7 +340,7 @@ def _stored(counterpart: ExpertTensor) -> StoredTensor | None:
 
 
 def _itemsize(code: int) -> int:
-    return 0 if code == kernels.NOTHING else _TYPES[int(code)].itemsize
+    return 0 if code == stored_lanes.NOTHING else _TYPES[int(code)].itemsize
 
 
 def _packed_type(stored: StoredTensor | None) -> dtypes.Dtype:

@@ -13,13 +13,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from awd_core import layout, merge_kernels
+from awd_core import gram_kernels, layout
 from awd_core.gram import pack, unpack, with_base
-from awd_core.kernels import FLOAT64
 from awd_core.lanes import LANES, whole_groups
 from awd_core.lazy import torch
 from awd_core.linear_algebra import LowRank
 from awd_core.parallel import in_order
+from awd_core.stored_lanes import FLOAT64
 from awd_core.stream import Packed
 
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class StoredVectors:
 
     @property
     def for_kernels(self) -> tuple[Any, ...]:
-        """What every kernel of `awd_core.merge_kernels` takes first."""
+        """What every kernel on v_k takes first."""
         where = self.first, self.columns
         dropped = self.streams, np.uint64(self.limit), self.kept
         return *self.packed.for_kernels, self.scales, self.redundant, *where, *dropped
@@ -260,7 +260,7 @@ def _row_grams(piece: Piece) -> np.ndarray:
         stored = StoredVectors(*computed.plain(), piece.offset, columns, lambda: None)
     n_vectors = len(stored.packed.codes)
     grams = np.empty((stored.n // stored.columns, n_vectors * (n_vectors + 1) // 2))
-    merge_kernels.row_grams(stored.for_kernels, stored.n, grams)
+    gram_kernels.grams_with_base(stored.for_kernels, stored.n, grams)
     if not np.isfinite(grams).all():
         stored.require_finite()
     return grams

@@ -19,7 +19,16 @@ import numpy as np
 import torch
 
 import awd_core as awd
-from awd_core import dropping, element_kernels, kernels, magnitude, merge_kernels
+from awd_core import (
+    dropping,
+    element_kernels,
+    gram_kernels,
+    kernels,
+    magnitude,
+    magnitude_kernels,
+    merge_kernels,
+    stored_lanes,
+)
 from awd_core.elements import DENSITIES, MASK_SHARES, UPDATE_SCALES, ElementCounts
 from awd_core.merge import plan_merge
 from awd_core.planned_vectors import tensor_vectors
@@ -29,7 +38,7 @@ from benchmarks.pass_vs_read import draw
 N_EXPERTS, MATRICES = 8, 4
 _COLLECTED = "import gc; gc.disable = gc.freeze = lambda: None;"
 _KERNEL = (
-    "import numpy as np; from awd_core.kernels import add_in_order;"
+    "import numpy as np; from awd_core.gram_kernels import add_in_order;"
     " add_in_order(np.zeros(3), np.ones((5, 3)))"
 )
 _COMMAND = "import sys; from awd_core.__main__ import main; sys.argv = ['awd', '{}']; main()"
@@ -80,7 +89,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     multipliers = np.append(0.0, ones)
     written, update = np.empty(2 * n + 64, np.uint8), np.empty(n + 64)
     histogram = np.zeros((N_EXPERTS, 1 << 16), np.int64)
-    merge_kernels.upper_histogram(alone, n, histogram)
+    magnitude_kernels.upper_histogram(alone, n, histogram)
     ranks = [int(0.2 * n)]
     bins = np.array([magnitude.bins_of_ranks(row, ranks)[0][0] for row in histogram], np.int32)
     floors = (bins << 16).view(np.float32).astype(np.float64)
@@ -95,7 +104,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
     counted = tuple(vars(ElementCounts.zeros(N_EXPERTS)).values())
     span = next(iter(spans(tensor, whole_rows=True)))
     read = Reader(tensor, plan.experts, plan.device)
-    where = ones[:, None], 0, stored.columns, n, 3e38, kernels.BFLOAT16, written
+    where = ones[:, None], 0, stored.columns, n, 3e38, stored_lanes.BFLOAT16, written
     elected = floors, ones, ones, ones, 1e-9, 1.0, 1.0, update
     data, offsets, codes, _ = bytes_of
     return {
@@ -103,9 +112,11 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
         "SHA-256": lambda: hashlib.sha256(data.data).digest(),
         "widen to float64": stored.packed.widened,
         "weighted sum": lambda: kernels.weighted_sum(*bytes_of, *where),
-        "row Grams": lambda: kernels.row_grams(*bytes_of, n, stored.columns, grams, squares),
-        "magnitudes, upper bits": lambda: merge_kernels.upper_histogram(alone, n, histogram),
-        "magnitudes, lower bits": lambda: merge_kernels.lower_histogram(alone, n, bins, histogram),
+        "row Grams": lambda: gram_kernels.row_grams(*bytes_of, n, stored.columns, grams, squares),
+        "magnitudes, upper bits": lambda: magnitude_kernels.upper_histogram(alone, n, histogram),
+        "magnitudes, lower bits": lambda: magnitude_kernels.lower_histogram(
+            alone, n, bins, histogram
+        ),
         "TIES": lambda: merge_kernels.elected_sum(alone, n, *elected),
         "DARE, L1 norms and what is kept": lambda: merge_kernels.kept_magnitudes(
             alone, n, keys, limit, before, after, bits
@@ -115,7 +126,7 @@ def kernels_of(places: list[Path]) -> tuple[dict[str, Callable[[], object]], int
             known, n, multipliers, update
         ),
         "add to the base, round": lambda: kernels.add_to_base(
-            data, offsets[0], codes[0], update[:n], 3e38, kernels.BFLOAT16, written
+            data, offsets[0], codes[0], update[:n], 3e38, stored_lanes.BFLOAT16, written
         ),
         "all counts over elements": lambda: element_kernels.count(
             *bytes_of, n, levels, MASK_SHARES, UPDATE_SCALES, *counted

@@ -12,7 +12,6 @@ from awd_core import merge_kernels
 from awd_core.consensus import Election
 from awd_core.dropping import row_sums, total
 from awd_core.knobs import Preset, knob
-from awd_core.lanes import whole_groups
 from awd_core.lazy import torch
 from awd_core.magnitude import kth_largest_magnitudes, magnitude_bits
 from awd_core.method import Executor, MergeMethod
@@ -112,8 +111,7 @@ def _energies(piece: Piece, floor: float) -> np.ndarray:
     chosen, stored = _selected(piece, floor), piece.stored
     if stored is None:
         return row_sums((piece.task_vectors * chosen).square())
-    flat = np.zeros(whole_groups(stored.n))
-    flat[: stored.n] = chosen.flatten()
+    flat = chosen.flatten().to(torch.float64).numpy()
     squares = np.empty((len(stored.packed.codes) - 1, stored.n // stored.columns))
     if not merge_kernels.chosen_squares(stored.for_kernels, stored.n, flat, squares):
         stored.require_finite()

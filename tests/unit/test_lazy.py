@@ -40,10 +40,10 @@ sys.exit(3 if {"torch", "transformers"} & set(sys.modules) else 0)
 
 READY = """
 import numpy as np
-from awd_core import compiled, kernels
+from awd_core import compiled, gram_kernels
 compiled.make_ready()
 total = np.zeros(3)
-kernels.add_in_order(total, np.ones((5, 3)))
+gram_kernels.add_in_order(total, np.ones((5, 3)))
 assert total.tolist() == [5.0, 5.0, 5.0]
 import scipy.linalg
 assert scipy.linalg.det(np.eye(2)) == 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import awd_core as awd
-from awd_core import parallel, planned_vectors
+from awd_core import merge_kernels, parallel, planned_vectors
 from awd_core.errors import AwdError
 from awd_core.magnitude import exact_floors
 from awd_core.stream import CODES
@@ -84,6 +84,19 @@ def test_inner_products_are_those_of_float64(tmp_path: Path) -> None:
         flat = [vectors.matrix(k).flatten().numpy() for k in range(3)]
         together = np.stack([base[vectors.name].flatten().double().numpy(), *flat])
         np.testing.assert_allclose(vectors.gram, together @ together.T, rtol=1e-13, atol=1e-14)
+
+
+def test_what_lies_behind_the_last_row_counts_nowhere(tmp_path: Path) -> None:
+    base = {"a.weight": torch.randn(10, 3)}
+    one = Family(tmp_path, base, expert_states(base, 2))
+    (tensor,) = planned_vectors.model_vectors(awd.plan_merge(one.recipe(), device="cpu")).tensors()
+    (piece,) = tensor.sweep()
+    assert piece.stored is not None
+    around, squares = np.full(64, np.nan), np.empty((2, 10))
+    around[:30] = 1.0
+    assert merge_kernels.chosen_squares(piece.stored.for_kernels, 30, around[:30], squares)
+    expected = piece.task_vectors.square().sum(2).numpy()
+    np.testing.assert_allclose(squares, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["dare", "della"])
