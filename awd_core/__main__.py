@@ -19,6 +19,8 @@ from rich.markup import escape
 
 import awd_core as awd
 from awd_core import closer, compiled
+from awd_core.archive import export_study as pack_study
+from awd_core.archive import open_study_or_file
 from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.checkpoints.estimate import in_words
 from awd_core.disentangle import GRANULARITIES, PRESETS, Settings
@@ -146,7 +148,8 @@ def inspect(
     ]
     fits = [awd.base_fit(one, opened_experts) for one in (opened, *candidates)]
     problems = [*report.problems, *awd.base_problems(fits)]
-    good = report.ok and report.estimate.verdict != "will not fit"
+    refused = any(problem.severity == "error" for problem in problems)
+    good = not refused and report.estimate.verdict != "will not fit"
     if as_json:
         print_json(
             {
@@ -216,7 +219,7 @@ def collect(
 
 @app.command()
 def tune(
-    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    study: Annotated[Path, typer.Argument(help="Study folder or .awdstudy file.")],
     preset: Annotated[
         str | None, typer.Option(help=f"{' | '.join(PRESETS)}; other options change its fields.")
     ] = None,
@@ -249,7 +252,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Solve AWD on a study; no weights needed."""
-    opened = awd.open_study(study)
+    opened = open_study_or_file(study)
     options = {
         "granularity": granularity,
         "alpha": alpha,
@@ -275,8 +278,8 @@ def tune(
     assert chosen.disentangle is not None
     solved = awd.solve(opened, chosen.disentangle)
     if recipe is not None:
-        awd.files.require_new(recipe)
-        recipe.write_text(chosen.to_yaml(), encoding="utf-8")
+        with awd.files.whole_file(recipe) as file:
+            file.write_text(chosen.to_yaml(), encoding="utf-8")
     before, after = solved.mean_absolute_cosine
     result: dict[str, Any] = {
         "outcome": solved.outcome,
@@ -329,20 +332,18 @@ def merge(
 
 @app.command("export-study")
 def export_study(
-    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    study: Annotated[Path, typer.Argument(help="Study folder or .awdstudy file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: x.awdstudy.")],
     as_json: AsJson = False,
 ) -> None:
     """Pack a study into one file that opens anywhere, without the weights."""
-    from awd_core import archive
-
-    written = archive.export_study(awd.open_study(study), output)
+    written = pack_study(open_study_or_file(study), output)
     print_result({"written": str(written), "bytes": written.stat().st_size}, as_json)
 
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="Study folder.")],
+    study: Annotated[Path, typer.Argument(help="Study folder or .awdstudy file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: review.html.")],
     recipe: Annotated[
         Path | None, typer.Option(help="The merge to review; task arithmetic if left out.")
@@ -374,11 +375,11 @@ def convert(
         raise typer.BadParameter(f"{to!r}: only mergekit is known", param_hint="--to")
     chosen = Recipe.load(recipe)
     with Watcher(None, quiet=True) as watch:
-        opened = awd.open_study(study) if study else _study_of(chosen, watch)
+        opened = open_study_or_file(study) if study else _study_of(chosen, watch)
     text = to_mergekit(chosen, opened)
     if output is not None:
-        awd.files.require_new(output)
-        output.write_text(text, encoding="utf-8")
+        with awd.files.whole_file(output) as file:
+            file.write_text(text, encoding="utf-8")
         print_result({"written": str(output)}, as_json)
     elif as_json:
         print_json({"mergekit": text})

@@ -9,7 +9,7 @@ from typing import IO
 from safetensors import SafetensorError, safe_open
 
 from awd_core import files
-from awd_core.errors import OutputError, StudyError
+from awd_core.errors import StudyError
 from awd_core.study import MARKER, SPECTRA, SPECTRAL_GRAM, Study, open_study
 
 SUFFIX = ".awdstudy"
@@ -30,23 +30,22 @@ def export_study(study: Study, out: str | Path) -> Path:
     out = Path(out).expanduser().absolute()
     if study.path is None:
         raise StudyError("This study is not on disk", remedy="Collect it into a folder first.")
-    files.require_new(out)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            write_study(study.path, stream)
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(
-            "The study cannot be written",
-            where=out,
-            received=error.strerror or error,
-            remedy="Check that the folder is writable and the disk has space.",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.whole_file(out) as partial, partial.open("wb") as stream:
+        write_study(study.path, stream)
     return out
+
+
+def open_study_or_file(path: str | Path) -> Study:
+    """A study folder, or a `.awdstudy` file, which is unpacked first.
+
+    Raises:
+        StudyError: Neither.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return open_study(path)
+    with path.open("rb") as stream:
+        return import_study(stream, str(path))
 
 
 def write_study(folder: Path, stream: IO[bytes]) -> None:

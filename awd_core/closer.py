@@ -8,6 +8,7 @@ from rich.markup import escape
 
 import awd_core as awd
 from awd_core import zoo
+from awd_core.archive import open_study_or_file
 from awd_core.events import Watcher
 from awd_core.locks import SOURCE, lock_signs
 from awd_core.recipe import Recipe
@@ -35,7 +36,7 @@ def spectra(
     as_json: AsJson = False,
 ) -> None:
     """Decompose every matrix of a study, for spectral measures and granularity spectral."""
-    opened = awd.open_study(study)
+    opened = open_study_or_file(study)
     with Watcher(events, quiet=as_json) as watch:
         experts = [source.source for source in opened.sources]
         base, checkpoints = open_sources(
@@ -102,7 +103,7 @@ def evaluate(
     """Accuracy on the tasks of the zoo; with --texts base, experts and merge on your own."""
     with Watcher(events, quiet=as_json) as watch:
         if texts is not None:
-            opened = None if study is None else awd.open_study(study)
+            opened = None if study is None else open_study_or_file(study)
             recipe = Recipe.load(recipe_or_folder)
             _evaluate_own(recipe, texts, opened, output, allow_pickle, device, watch, as_json)
         else:

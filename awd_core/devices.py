@@ -40,6 +40,11 @@ def has_gpu() -> bool:
     return _may_have_gpu() and torch.cuda.is_available()
 
 
+def gpu_name() -> str | None:
+    """What the GPU calls itself; None where there is none."""
+    return torch.cuda.get_device_name() if has_gpu() else None
+
+
 def _may_have_gpu() -> bool:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:

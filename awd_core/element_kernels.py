@@ -15,9 +15,8 @@ from awd_core.stored_lanes import load_lanes, store_lanes
 
 # Elements that are compared at once: (K + 4) blocks of float64 are 25 kB at K = 8.
 BLOCK = 256
-# Elements whose bits are counted at once: those of all comparisons are 63 kB at K = 8.
+# Most elements whose bits are counted at once: those of all comparisons are 63 kB at K = 8.
 STRIP = 4096
-_WORDS = STRIP // 64
 
 
 @kernel
@@ -196,24 +195,25 @@ def count(
         moved: (K + 1,) int64.
         lost: (scales, K + 1) int64.
     """
-    n_experts = len(offsets) - 1
+    n_experts, strip = len(offsets) - 1, max(BLOCK, min(STRIP, -(-n // BLOCK) * BLOCK))
+    n_words = strip // 64
     # What lies beyond the end stays zero: it is kept, claimed and moved by nobody.
     base = np.zeros(BLOCK)
     # The task vectors, and last their sum.
     vectors = np.zeros((n_experts + 1, BLOCK))
     lowest, highest = np.zeros(BLOCK), np.zeros(BLOCK)
-    positive = np.zeros((n_experts, _WORDS), np.uint64)
-    kept = np.zeros((len(floors), n_experts, _WORDS), np.uint64)
-    claimed = np.zeros((len(shares), n_experts, _WORDS), np.uint64)
-    moves = np.zeros((n_experts + 1, _WORDS), np.uint64)
-    loses = np.zeros((n_experts + 1, len(scales), _WORDS), np.uint64)
-    planes = np.empty((n_planes(n_experts) + 1, _WORDS), np.uint64)
-    by_number = np.empty((3, n_experts + 1, _WORDS), np.uint64)
+    positive = np.zeros((n_experts, n_words), np.uint64)
+    kept = np.zeros((len(floors), n_experts, n_words), np.uint64)
+    claimed = np.zeros((len(shares), n_experts, n_words), np.uint64)
+    moves = np.zeros((n_experts + 1, n_words), np.uint64)
+    loses = np.zeros((n_experts + 1, len(scales), n_words), np.uint64)
+    planes = np.empty((n_planes(n_experts) + 1, n_words), np.uint64)
+    by_number = np.empty((3, n_experts + 1, n_words), np.uint64)
     positive_bytes, kept_bytes = positive.view(np.uint8), kept.view(np.uint8)
     claimed_bytes = claimed.view(np.uint8)
     moves_bytes, loses_bytes = moves.view(np.uint8), loses.view(np.uint8)
-    for first in range(0, n, STRIP):
-        for start in range(first, first + STRIP, BLOCK):
+    for first in range(0, n, strip):
+        for start in range(first, first + strip, BLOCK):
             length = max(0, min(BLOCK, n - start))
             if length < BLOCK:
                 base[:] = 0.0
@@ -242,7 +242,7 @@ def count(
             moved[k] += n_set(moves[k])
             for level in range(len(scales)):
                 lost[level, k] += n_set(loses[k, level])
-    beyond = -n % STRIP
+    beyond = -n % strip
     for level in range(len(floors)):
         votes[level, 0, 0] -= beyond
     for level in range(len(shares)):

@@ -23,8 +23,9 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
 MASK_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 # Coefficients at which updates are rounded to bfloat16.
 UPDATE_SCALES = (1.0, 0.3, 0.1)
-# The smallest float64 above zero: a number that is kept is not zero.
-_LEAST = 5e-324
+# The smallest float64 above zero, for a number that is kept is not zero; and the smallest that is
+# infinite as float32.
+_LEAST, _MOST = 5e-324, 2.0**128 - 2.0**103
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,11 @@ class Histogram:
     counts: np.ndarray
 
     def __add__(self, other: Histogram) -> Histogram:
-        first = min(self.first, other.first)
-        stop = max(one.first + one.counts.shape[1] for one in (self, other))
+        filled = [one for one in (self, other) if one.counts.size]
+        first = min((one.first for one in filled), default=1)
+        stop = max((one.first + one.counts.shape[1] for one in filled), default=1)
         counts = np.zeros((len(self.zeros), stop - first), np.int64)
-        for one in (self, other):
+        for one in filled:
             begin = one.first - first
             counts[:, begin : begin + one.counts.shape[1]] += one.counts
         return Histogram(self.zeros + other.zeros, first, counts)
@@ -108,7 +110,11 @@ class Histogram:
 
 
 class Magnitudes(Statistic):
-    """A histogram of |tau_k| for every expert: what trimming needs to know before it can begin."""
+    """A histogram of |tau_k| for every expert: what trimming needs to know before it can begin.
+
+    A tensor whose |tau_k| are all below 2^-133, where float32 has less than 16 bits left, counts as
+    one that nobody changes: its Grams are 0, too.
+    """
 
     def __init__(self, n_experts: int) -> None:
         super().__init__(n_experts)
@@ -154,7 +160,7 @@ class Elements(Statistic):
     `|tau_k| > lambda |sum_j tau_j - tau_k|` (Wang et al., arXiv 2405.07813, section 3).
 
     Args:
-        n_experts: K, at most 254.
+        n_experts: K.
         floors: Smallest float32 bit pattern kept, (densities, K) int32.
     """
 
@@ -172,7 +178,7 @@ class Elements(Statistic):
         """Counts of one chunk; of symmetric arrays the lower triangle."""
         counted, packed = ElementCounts.zeros(self.n_experts), chunk.packed
         if packed.on_cpu:
-            floors = np.maximum(exact_floors(self._floors.view(np.float32)), _LEAST)
+            floors = np.clip(exact_floors(self._floors.view(np.float32)), _LEAST, _MOST)
             constants = (tuple(floors), MASK_SHARES, UPDATE_SCALES)
             arrays = vars(counted).values()
             element_kernels.count(*packed.for_kernels, packed.n, *constants, *arrays)
@@ -215,7 +221,10 @@ def count_as_tensors(
 ) -> None:
     """What `element_kernels.count` counts, as operations on whole tensors, for the GPU."""
     k = len(vectors)
-    bits, signs, total = magnitude_bits(vectors), vectors.sign(), vectors.sum(0)
+    bits, signs = magnitude_bits(vectors), vectors.sign()
+    total = torch.zeros_like(base)
+    for vector in vectors:  # in this order, as the kernel does: sums may cancel
+        total += vector
     for level, floor in enumerate(torch.from_numpy(floors).to(vectors.device)):
         kept = signs * (bits >= floor[:, None])
         up, down = (kept > 0).sum(0), (kept < 0).sum(0)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from awd_core.errors import Cancelled
+from awd_core.errors import Cancelled, OutputError
 from awd_core.progress import Progress
 
 # The bar and the file are not told of every chunk; people read a few numbers a second.
@@ -74,6 +74,15 @@ class Watcher:
         return False
 
     def _write(self, event: dict[str, object]) -> None:
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
             with self._events.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"time": time.time(), **event}) + "\n")
+        except OSError as error:
+            raise OutputError(
+                "Progress cannot be written",
+                where=self._events,
+                received=error.strerror,
+                remedy="Check that its folder exists and is writable.",
+            ) from error

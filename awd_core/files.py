@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def whole_folder(out: Path, digest: str = "") -> Iterator[Path]:
     """
     require_new(out)
     partial = out.with_name(f".{out.name}.partial")
-    keep = False
+    what, keep = partial / _WHAT, False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial, out):
@@ -87,13 +87,13 @@ def whole_folder(out: Path, digest: str = "") -> Iterator[Path]:
                 _begin(partial, digest)
                 yield partial
                 _flush(partial)
-                for own in (_WHAT, _JOURNAL, f"*/{_JOURNAL}"):
-                    for file in partial.glob(own):
-                        file.unlink()
-                        _fsync(file.parent)
+                for journal in (partial / _JOURNAL, *partial.glob(f"*/{_JOURNAL}")):
+                    journal.unlink(missing_ok=True)
+                what.unlink()
+                _fsync(partial)
                 _rename_new(partial, out)
             except BaseException as error:
-                keep = bool(digest) and _may_be_taken_up(error)
+                keep = bool(digest) and what.exists() and _may_be_taken_up(error)
                 if not keep:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -249,7 +249,8 @@ def whole_file(out: Path) -> Iterator[Path]:
             remedy="Check that the folder is writable and the disk has space.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _rename_new(partial: Path, out: Path) -> None:

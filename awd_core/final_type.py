@@ -116,12 +116,14 @@ def refuse_not_finite(
     dtype = plan.out_dtype(tensor)
     if (finite & ~torch.isfinite(final.to(torch.float64))).any():
         wider = "bfloat16 or float32" if dtype == dtypes.FLOAT16 else "float32"
+        may_be_wider = dtype not in (dtypes.FLOAT32, dtypes.FLOAT64)
+        change = f"Set `dtype: {wider}` in the recipe, or take" if may_be_wider else "Take"
         raise OutputError(
             f"A merged weight is too large for {dtype}",
             where=f"tensor {tensor.name!r}",
             received=f"{float(block[finite].to(torch.float64).abs().max()):g}",
             expected=f"at most {dtype.largest:g}",
-            remedy=f"Set `dtype: {wider}` in the recipe, or take a smaller coefficient.",
+            remedy=f"{change} a smaller coefficient.",
         )
     if tensor.name not in plan.excluded and not finite.all():
         sole = None if plan.sole_expert is None else plan.experts[plan.sole_expert]

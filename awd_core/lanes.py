@@ -148,22 +148,6 @@ def ones(typing: Any, word: Any) -> Any:
 
 
 @_code
-def add_bits(typing: Any, counts: Any, position: Any, word: Any) -> Any:
-    """Add bit i of a 64-bit word to byte `counts[position + i]`."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        counts, position, word = arguments
-        flags, numbers = (ir.VectorType(ir.IntType(width), 64) for width in (1, 8))
-        array = context.make_array(signature.args[0])(context, builder, counts)
-        address = builder.bitcast(builder.gep(array.data, [position]), numbers.as_pointer())
-        more = builder.zext(builder.bitcast(word, flags), numbers)
-        builder.store(builder.add(builder.load(address, align=1), more), address, align=1)
-        return context.get_dummy_value()
-
-    return types.void(counts, types.intp, types.uint64), build
-
-
-@_code
 def keep_between(typing: Any, out: Any, position: Any, a: Any, low: Any, high: Any) -> Any:
     """Write the lanes with low < a < high one after the other to `out[position:]`; how many.
 

@@ -104,6 +104,7 @@ def merge(
                 tensors = partial(spread_tensors, model, engine)
             with files.Journal(folder / name) as journal:
                 write_model(folder / name, model, layout, tensors, journal, report)
+                journal.flush()
     return out
 
 

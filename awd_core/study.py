@@ -163,7 +163,8 @@ class Study:
             raise StudyError(
                 "This study holds no spectral Grams",
                 where=self.path,
-                remedy="Collect it again with the spectral level, or use another granularity.",
+                remedy="Run `awd spectra` on it, collect it into another folder with `--spectral`"
+                " (Python: spectral=True), or use another granularity.",
             )
         return unpack(self._spectral[name])
 

@@ -1,6 +1,7 @@
 """What all commands share: their common options, how checkpoints are opened, how results look."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,8 +69,16 @@ def print_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """A value as JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    """A value as JSON on standard output; null where a number is not finite."""
+    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

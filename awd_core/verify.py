@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from awd_core import devices, files
 from awd_core.checkpoints import open_checkpoint
@@ -24,6 +23,11 @@ from awd_core.progress import CancelFn, ProgressFn, Reporter
 from awd_core.recipe import Recipe
 from awd_core.stream import Span, read_as_stored
 from awd_core.writer import PROVENANCE, RECIPE
+
+_CHANGED = "Merge again; the folder or an input was changed."
+_MADE_ELSEWHERE = (
+    "Merge again; it was made on another kind of processor, or the folder or an input was changed."
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,25 @@ def verify(
     return Verification(folder, tuple(checks))
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
+class _Input(BaseModel):
+    label: str
+    path: str
+    sha256: dict[str, str]
+
+
+class _Provenance(BaseModel):
+    """What of `provenance.json` is checked."""
+
+    inputs: list[_Input]
+    outputs: dict[str, str]
+    device: str
+    gpu: str | None = None
+
+
+def _provenance(folder: Path) -> _Provenance:
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        return {key: provenance[key] for key in ("inputs", "outputs", "device")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _Provenance.model_validate_json((folder / PROVENANCE).read_bytes())
+    except (OSError, ValueError) as error:
         raise OutputError(
             "This is not a folder that `awd merge` wrote",
             where=folder,
@@ -110,28 +128,28 @@ def _attempt(name: str, run: Callable[[], str]) -> Check:
         return Check(name, False, str(error))
 
 
-def _hashes(folder: Path, provenance: dict[str, Any]) -> Check:
+def _hashes(folder: Path, provenance: _Provenance) -> Check:
     wrong = [
         name
-        for name, expected in provenance["outputs"].items()
+        for name, expected in provenance.outputs.items()
         if not (folder / name).is_file() or files.sha256(folder / name) != expected
     ]
-    found = f"{len(provenance['outputs'])} files have the SHA-256 they were written with"
+    found = f"{len(provenance.outputs)} files have the SHA-256 they were written with"
     detail = f"changed or missing: {', '.join(wrong)}" if wrong else found
     return Check("files are as written", not wrong, detail)
 
 
-def _inputs(provenance: dict[str, Any]) -> Check:
+def _inputs(provenance: _Provenance) -> Check:
     name = "inputs are as they were"
     changed, missing, same = [], [], 0
-    for source in provenance["inputs"]:
-        for file_name, expected in source["sha256"].items():
-            file = Path(source["path"])
+    for source in provenance.inputs:
+        for file_name, expected in source.sha256.items():
+            file = Path(source.path)
             file = file / file_name if file.is_dir() else file
             if not file.is_file():
-                missing.append(f"{source['label']}/{file_name}")
+                missing.append(f"{source.label}/{file_name}")
             elif files.sha256(file) != expected:
-                changed.append(f"{source['label']}/{file_name}")
+                changed.append(f"{source.label}/{file_name}")
             else:
                 same += 1
     if changed:
@@ -142,18 +160,16 @@ def _inputs(provenance: dict[str, Any]) -> Check:
 
 
 def _derive(
-    folder: Path, provenance: dict[str, Any], allow_pickle: bool, cancel: CancelFn | None
+    folder: Path, provenance: _Provenance, allow_pickle: bool, cancel: CancelFn | None
 ) -> Check:
     name = "tensors follow from the recipe"
     # Where the inputs were read from: a path in the recipe may be relative to another folder.
-    paths = [source["path"] for source in provenance["inputs"]]
+    paths = [source.path for source in provenance.inputs]
     gone = [path for path in paths if not Path(path).exists()]
     if gone:
         return Check(name, None, f"inputs are not here: {', '.join(gone)}")
-    device = provenance["device"]
-    elsewhere = device == "cuda" and not devices.has_gpu()
-    if elsewhere:
-        device = "cpu"
+    elsewhere = provenance.gpu != devices.gpu_name() and provenance.device != "cpu"
+    device = provenance.device if devices.has_gpu() else "cpu"
 
     def derive() -> str:
         recipe = Recipe.load(folder / RECIPE)
@@ -181,18 +197,20 @@ def _compare(folder: Path, plan: Plan, elsewhere: bool, cancel: CancelFn | None)
         dtype, derived = plan.out_dtype(tensor), joined(blocks)
         found = _bytes_of(written.get(tensor.name), tensor, dtype)
         same = found is not None and np.array_equal(found, derived)
-        if not same and not (elsewhere and found is not None and _near(found, derived, dtype)):
+        near = same or (found is not None and _near(found, derived, dtype))
+        if not near or not (same or elsewhere):
             raise OutputError(
                 "A tensor differs from what the recipe gives",
                 where=f"tensor {tensor.name!r} of {folder}",
-                remedy="Merge again; the folder or an input was changed.",
+                received="the same numbers but for their last digits" if near else None,
+                remedy=_MADE_ELSEWHERE if near else _CHANGED,
             )
         rounded += not same
         report.advance(1, tensor.name)
     if rounded:
         return (
             f"all {len(plan.tensors)} tensors derived again, {rounded} of them to rounding: the"
-            " merge was made on a GPU, and there is none here"
+            " merge was made on a GPU that is not here"
         )
     return f"all {len(plan.tensors)} tensors derived again, bit for bit"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from awd_core import files
+from awd_core import devices, files
 from awd_core.card import model_card
 from awd_core.checkpoints import StoredTensor
 from awd_core.checkpoints.folder import inside
@@ -255,6 +255,7 @@ def _provenance(
         "outputs": outputs,
         "kept_from_base": [t.name for t in plan.tensors if t.name in plan.excluded],
         "device": plan.device.split(":")[0],
+        "gpu": None if plan.device == "cpu" else devices.gpu_name(),
         "seed": plan.recipe.seed,
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors")},
     }

@@ -152,6 +152,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.Tensor, "to", _to)
     patch.setattr(devices, "has_gpu", lambda: True)
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (_BYTES, _BYTES))
+    patch.setattr(torch.cuda, "get_device_name", lambda: "pretended")
     patch.setattr(torch.cuda, "Stream", _Stream)
     patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     patch.setattr(torch.cuda, "default_stream", _Stream)

@@ -80,7 +80,9 @@ def _locate(source: str, allow_pickle: bool) -> tuple[Path, str, str]:
         "There is no such folder",
         where=source,
         expected="a folder on this machine, or a hub id of the form owner/name",
-        remedy="Check the spelling of the path.",
+        remedy="`zoo` stands for base and experts at once, and is given alone; one is `zoo:NAME`."
+        if source == "zoo"
+        else "Check the spelling of the path.",
     )
 
 

@@ -21,11 +21,13 @@ class BaseFit:
         base: Label of the base.
         relative_norms: `||tau_k|| / ||theta_0||` of every expert with whole weights, by label.
         mean_cosine: Mean over pairs of cos(tau_i, tau_j); None with fewer than two such experts.
+        not_finite: Which of base and experts has a NaN or infinity in these rows.
     """
 
     base: str
     relative_norms: dict[str, float]
     mean_cosine: float | None
+    not_finite: tuple[str, ...] = ()
 
     @property
     def mean_relative_norm(self) -> float | None:
@@ -45,12 +47,14 @@ def base_fit(base: Checkpoint, experts: Sequence[Checkpoint]) -> BaseFit:
     shared = [tensor for tensor in base.stored.values() if _comparable(tensor, whole)]
     step = max(1, len(shared) // MATRICES)
     grams = np.zeros((len(whole), len(whole)))
-    square = 0.0
+    square, strange = 0.0, np.zeros(len(whole) + 1, dtype=bool)
     for tensor in shared[::step][:MATRICES] if whole else ():
         rows = range(0, tensor.shape[0], max(1, tensor.shape[0] // ROWS))
         for row in list(rows)[:ROWS]:
             theta = read_row(tensor, row)
-            tau = np.stack([read_row(one.stored[tensor.name], row) for one in whole]) - theta
+            thetas = np.stack([read_row(one.stored[tensor.name], row) for one in whole])
+            strange |= ~np.isfinite([theta, *thetas]).all(1)
+            tau = thetas - theta
             grams += tau @ tau.T
             square += float(theta @ theta)
     norms = np.sqrt(np.diag(grams))
@@ -59,6 +63,11 @@ def base_fit(base: Checkpoint, experts: Sequence[Checkpoint]) -> BaseFit:
         base.label,
         dict(zip((one.label for one in whole), relative.tolist(), strict=True)) if shared else {},
         _mean_cosine(grams, norms) if shared else None,
+        tuple(
+            f"{'expert' if k else 'base'} {one.label!r}"
+            for k, one in enumerate((base, *whole))
+            if strange[k]
+        ),
     )
 
 

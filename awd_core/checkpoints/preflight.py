@@ -35,7 +35,7 @@ class Problem:
         expected: What should be there.
         remedy: What to do.
         kind: What it is about: missing, extra, shape, dtype, tied, vocabulary, quantised, base,
-            architecture, experts, licence.
+            architecture, experts, licence, finite, exclude.
     """
 
     severity: Literal["error", "warning"]
@@ -101,7 +101,7 @@ def preflight(
         Every problem found, errors first, and the size of the work.
     """
     left_out = frozenset(exclude)
-    problems = [*_base_problems(base), *_set_problems(experts)]
+    problems = [*_base_problems(base), *_set_problems(base, experts)]
     for expert in experts:
         if found := quantisation(expert):
             problems.append(_quantised(f"expert {expert.label!r}", found))
@@ -115,6 +115,11 @@ def preflight(
     labelled = [(f"base {base.label}", base), *((f"expert {one.label}", one) for one in experts)]
     licences = tuple((label, licence(one)) for label, one in labelled)
     problems += _licence_problems(licences)
+    if not any(one.is_float and one.name not in left_out for one in base.stored.values()):
+        remedy = "Leave out fewer tensors: see `exclude` and `include`."
+        problems.append(
+            Problem("error", "tensors", "none to merge", "one or more", remedy, "exclude")
+        )
     problems.sort(key=lambda problem: problem.severity)
     return Preflight(tuple(problems), estimate(base, experts, out), licences)
 
@@ -161,7 +166,7 @@ def _quantised(where: str, found: str) -> Problem:
     )
 
 
-def _set_problems(experts: Sequence[Checkpoint]) -> Iterator[Problem]:
+def _set_problems(base: Checkpoint, experts: Sequence[Checkpoint]) -> Iterator[Problem]:
     if not experts:
         remedy = "Give at least two experts fine-tuned from the base."
         yield Problem("error", "experts", "none", "two or more", remedy, "experts")
@@ -174,11 +179,20 @@ def _set_problems(experts: Sequence[Checkpoint]) -> Iterator[Problem]:
             "One expert interferes with nothing: cosines are undefined and AWD does nothing.",
             "experts",
         )
-    looks: dict[str, list[Checkpoint]] = {}
+    looks: dict[str, list[Checkpoint]] = {_look(base): [base]}
     for expert in experts:
         alike = looks.setdefault(_look(expert), [])
         twin = next((one for one in alike if one.fingerprint == expert.fingerprint), None)
-        if twin is not None:
+        if twin is base:
+            yield Problem(
+                "warning",
+                f"expert {expert.label!r}",
+                "the same weights as the base",
+                "a model fine-tuned from the base",
+                "Leave it out: its task vector is zero and has no direction.",
+                "experts",
+            )
+        elif twin is not None:
             yield Problem(
                 "warning",
                 f"expert {expert.label!r}",
@@ -369,7 +383,18 @@ FAR, COMMON_DRIFT, CLEARLY_NEARER = 0.5, 0.5, 0.7
 
 def base_problems(fits: Sequence[BaseFit]) -> list[Problem]:
     """What looking at a few rows says against the first base, the others being candidates."""
-    first, problems = fits[0], []
+    first = fits[0]
+    problems = [
+        Problem(
+            "error",
+            one,
+            "a NaN or an infinity in the rows that were looked at",
+            "finite weights",
+            "Train or export it again: nothing finite can be computed from such weights.",
+            "finite",
+        )
+        for one in first.not_finite
+    ]
     nearest = min(fits, key=lambda fit: fit.mean_relative_norm or 0.0)
     own, best = first.mean_relative_norm, nearest.mean_relative_norm
     far = own is not None and own > FAR

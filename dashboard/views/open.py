@@ -234,9 +234,10 @@ def _pickle_choice() -> bool:
 
 def _preflight(report: awd.Preflight, fit: BaseFit | None) -> None:
     problems = [*report.problems, *(awd.base_problems([fit]) if fit else ())]
-    if report.ok and not problems:
+    refused = any(problem.severity == "error" for problem in problems)
+    if not problems:
         st.success("Nothing stands in the way of a merge.", icon=":material/check_circle:")
-    elif report.ok:
+    elif not refused:
         st.warning(
             f"Nothing stops a merge; {counted(len(problems), 'thing')} to look at.",
             icon=":material/warning:",

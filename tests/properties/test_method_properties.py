@@ -210,6 +210,7 @@ def test_scaled_vectors_give_the_scaled_merge_where_declared(
     tau = np.where(np.abs(sample.tau) < 2.0**-90, 0.0, sample.tau)  # underflow in float32
     sample = Sample(sample.name, sample.base, tau)
     one, other = run(method, sample), run(method, scaled(sample, 2.0**power))
+    assume(not ((one != 0) & (np.abs(one) < 2.0**-900)).any())  # a knob near the smallest number
     assert (2.0**power * one).tobytes() == other.tobytes()
 
 

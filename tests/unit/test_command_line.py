@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from awd_core import METHODS, Recipe, Settings, open_study, solve
 from awd_core import __main__ as command_line
 from awd_core.disentangle import PRESETS
-from tests.helpers import Family, base_state, family, save, tree
+from tests.helpers import QUERY, Family, base_state, family, save, tree
 
 
 @pytest.fixture
@@ -164,6 +165,63 @@ def test_experts_that_do_not_match_end_with_one(
     code, out, _ = awd(monkeypatch, capsys, "inspect", *sources(made), "--json")
     assert code == 1
     assert json.loads(out)["ok"] is False
+
+
+def test_outputs_that_cannot_be_written_end_with_one(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "x"
+    for arguments, said in (
+        (("tune", study, "--recipe", nowhere), "The output cannot be written"),
+        (("export-study", study, "-o", nowhere), "The output cannot be written"),
+        (("spectra", study, "--events", nowhere), "Progress cannot be written"),
+    ):
+        code, _, err = awd(monkeypatch, capsys, *arguments)
+        assert (code, said in err) == (1, True), err
+
+
+def test_a_study_in_one_file_is_a_study(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AWD_HOME", str(tmp_path / "home"))
+    file = tmp_path / "one.awdstudy"
+    assert awd(monkeypatch, capsys, "export-study", study, "-o", file)[0] == 0
+    answers = [awd(monkeypatch, capsys, "tune", path, "--json") for path in (study, file)]
+    assert answers[0] == answers[1]
+    file.write_bytes(b"no study")
+    assert "This is not a study" in awd(monkeypatch, capsys, "tune", file)[2]
+
+
+def test_weights_that_are_not_finite_stand_in_the_way(
+    made: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {name: tensor.clone() for name, tensor in made.expert_states[1].items()}
+    state[QUERY][:] = float("nan")
+    save_file(state, made.expert_paths[1] / "model.safetensors", metadata={"format": "pt"})
+    code, out, _ = awd(monkeypatch, capsys, "inspect", *sources(made), "--json")
+    problems = json.loads(out, parse_constant=pytest.fail)["problems"]
+    assert code == 1
+    assert [one["where"] for one in problems if one["kind"] == "finite"] == ["expert 'expert-1'"]
+
+
+def test_nothing_left_to_merge_is_refused(
+    made: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = awd(
+        monkeypatch, capsys, "collect", *sources(made), "-o", tmp_path / "out", "--exclude", "*"
+    )
+    assert code == 1
+    assert "none to merge" in err
 
 
 @pytest.mark.parametrize("arguments", [("merge",), ("no-such-verb",), ("tune", "x", "--nope")])

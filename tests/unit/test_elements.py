@@ -73,18 +73,48 @@ def test_tensor_operations_count_what_the_kernel_counts(n: int, n_experts: int) 
     base = torch.randn(n, generator=generator, dtype=torch.float64)
     vectors = torch.randn(n_experts, n, generator=generator, dtype=torch.float64) * 0.01
     vectors[torch.rand(n_experts, n, generator=generator) < 0.3] = 0.0
-    magnitudes = Magnitudes(n_experts)
-    chunk = chunk_of(base, vectors)
+    _same_counts(base, vectors)
+
+
+def _same_counts(base: torch.Tensor, vectors: torch.Tensor) -> ElementCounts:
+    magnitudes, chunk = Magnitudes(len(vectors)), chunk_of(base, vectors)
     magnitudes.add(magnitudes.part(chunk))
     follower = magnitudes.followed_by()
     if follower is None:
         assert not vectors.any()
-        return
-    kernel, operations = follower.part(chunk), ElementCounts.zeros(n_experts)
+        return ElementCounts.zeros(len(vectors))
+    kernel, operations = follower.part(chunk), ElementCounts.zeros(len(vectors))
     count_as_tensors(base, vectors, follower._floors, operations)
     for name, array in vars(operations).items():
         lower = np.tril if name in ("agreement", "overlap", "shared_claims") else np.array
         np.testing.assert_array_equal(getattr(kernel, name), lower(array), err_msg=name)
+    return operations
+
+
+def test_sums_that_cancel_are_added_in_the_same_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(33, 4000, generator=generator, dtype=torch.float64)
+    vectors[-1] = -sum(vectors[:-1])
+    _same_counts(torch.zeros(4000, dtype=torch.float64), vectors)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-36])
+def test_numbers_at_both_ends_of_float32(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 100, generator=generator, dtype=torch.float64)
+    vectors[:, :50] *= scale
+    counted = _same_counts(torch.zeros(100, dtype=torch.float64), vectors)
+    assert (counted.overlap[DENSITIES.index(0.5)].diagonal() >= 50).all()
+
+
+def test_chunks_of_zeros_do_not_widen_a_histogram() -> None:
+    magnitudes = Magnitudes(2)
+    vectors = torch.full((2, 8), 1.5, dtype=torch.float64)
+    for size in (0.0, 1.0, 0.0):
+        magnitudes.add(magnitudes.part(chunk_of(torch.zeros(8), size * vectors)))
+    assert magnitudes._found is not None
+    assert magnitudes._found.counts.shape == (2, 1)
+    assert (magnitudes._found.zeros == 16).all()
 
 
 def test_a_bfloat16_expert_loses_none_of_its_own_moves(tmp_path: Path) -> None:

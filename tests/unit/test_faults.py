@@ -125,6 +125,8 @@ def test_a_run_that_ended_just_before_its_last_step_is_finished_to_the_same_byte
         patch.setattr(files, "_flush", refuse)
         with pytest.raises(awd.AwdError, match="run it again to go on"):
             finish(one, kind, out)
+    assert (tmp_path / ".out.partial" / ".what").exists()
+    assert (tmp_path / ".out.partial" / ".journal").exists()
     assert tree(finish(one, kind, out)) == tree(finish(one, kind, tmp_path / "whole"))
 
 

@@ -397,7 +397,19 @@ def test_what_transformers_cannot_load_fails(merged: Path) -> None:
     assert "transformers cannot load the folder" in report.checks[-1].detail
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"inputs": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[]",
+        '{"inputs": []}',
+        '{"inputs": [], "outputs": [], "device": "cpu"}',
+        '{"inputs": "x", "outputs": {}, "device": "cpu"}',
+        '{"inputs": [{"label": "a", "path": "b"}], "outputs": {}, "device": "cpu"}',
+        '{"inputs": [], "outputs": {}, "device": null}',
+    ],
+)
 def test_a_folder_that_no_merge_wrote_is_refused(tmp_path: Path, content: str | None) -> None:
     folder = save(tmp_path / "m", base_state())
     if content is not None:
