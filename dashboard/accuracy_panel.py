@@ -8,6 +8,7 @@ from awd_core.evaluation import LIVE_SAMPLE, TaskAccuracy, mean_accuracy, recove
 from dashboard import evaluations, state
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
+from dashboard.zoo_study import is_of_zoo
 
 # What can be evaluated: title -> (split, texts per task).
 SAMPLES: dict[str, tuple[str, int | None]] = {
@@ -25,7 +26,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 def accuracy_panel(study: Study, setting: Setting) -> None:
     """Draw the panel; it fills itself when a result arrives, and never holds up the page."""
-    if not evaluations.is_zoo(study):
+    if not is_of_zoo(study):
         st.info(
             "The tasks beside the sliders belong to the zoo's experts. Page Try evaluates base,"
             " experts and this merge on your own texts.",
@@ -38,6 +39,7 @@ def accuracy_panel(study: Study, setting: Setting) -> None:
         default=next(iter(SAMPLES)),
         required=True,
         key="sample",
+        bind="query-params",
         help=SAMPLES_HELP,
     ) or next(iter(SAMPLES))
     if look(study, setting, sample) is None:
@@ -59,8 +61,13 @@ def look(study: Study, setting: Setting, sample: str) -> evaluations.Result | Aw
             return result
     if any(result is None for result in found.values()):
         return None
-    state.note_evaluated((recipe.digest, sample), found, setting.words)
+    state.note_evaluated(recipe.digest, alike(study, sample), found, setting.words)
     return found["merge"]
+
+
+def alike(study: Study, sample: str) -> tuple[str, str]:
+    """Results with the same of this are of the same tasks and texts."""
+    return study.collected_digest, sample
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
@@ -71,7 +78,7 @@ def _waiting(study: Study, setting: Setting, sample: str) -> None:
         ":material/hourglass_top: evaluating this setting… The first time it also loads"
         " transformers and evaluates base and experts, which takes some seconds more."
     )
-    shown = state.newest_evaluated()
+    shown = state.newest_evaluated(alike(study, sample))
     if shown is not None:
         _bars({"base": shown["base"], "experts": shown["experts"], "last": shown["merge"]})
 

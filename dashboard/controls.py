@@ -7,9 +7,9 @@ from awd_core import Study
 from dashboard import journal, state
 from dashboard.awd_controls import awd_controls
 from dashboard.block_controls import block_controls
-from dashboard.evaluations import is_zoo
 from dashboard.merge_controls import merge_controls
 from dashboard.state import Setting
+from dashboard.zoo_study import is_of_zoo, is_whole_zoo
 
 EQUALISE_HELP = """
 Scales every task vector to their mean length before anything else. A merge and AWD react to lengths
@@ -42,10 +42,12 @@ def sidebar(study: Study) -> tuple[Study, Setting]:
 
 
 def _headline(study: Study) -> None:
-    name = "The zoo" if is_zoo(study) else study.path.name if study.path else "Study"
+    name = study.path.name if study.path else "Study"
+    if is_of_zoo(study):
+        name = "The zoo" if is_whole_zoo(study) else "Of the zoo"
     st.markdown(f"**{name}**: {study.base.label} and {counted(study.n_experts, 'expert')}")
     n_elements = sum(tensor.n_elements for tensor in study.tensors)
     st.caption(
         f"{size(n_elements)} parameters, {len(study.tensors)} tensors."
-        + (" Other models: page Open." if is_zoo(study) else "")
+        + (" Other models: page Open." if is_of_zoo(study) else "")
     )

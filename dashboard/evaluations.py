@@ -25,7 +25,7 @@ class Wish:
     """What shall be evaluated; equal wishes have one answer.
 
     Attributes:
-        what: The study's base, its experts on their own tasks, or a merge on all tasks.
+        what: The study's base on the experts' tasks, each expert on its own, or a merge on all.
         study: Folder of the study.
         digest: Of the study, for a folder can be collected anew.
         split: Split of every task.
@@ -180,8 +180,3 @@ def _ended(code: int) -> AwdError:
         received=f"exit code {code}",
         remedy="It needs about 1 GB of memory. Change a setting to try again.",
     )
-
-
-def is_zoo(study: Study) -> bool:
-    """Whether the zoo's tasks are the experts' own."""
-    return all(source.source.startswith("zoo:") for source in study.sources)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -24,6 +25,7 @@ from awd_core.evaluation import (
     evaluate_recipe,
 )
 from awd_core.progress import CancelFn
+from dashboard.zoo_study import own_tasks
 
 # Slider positions that are only passed over are not worth an evaluation.
 SECONDS_OF_REST = 0.25
@@ -83,17 +85,16 @@ def answer(request: dict[str, Any], cancel: CancelFn) -> tuple[TaskAccuracy, ...
         request["split"],
         request["limit"],
     )
+    tasks = own_tasks(study)
     if request["what"] == "base":
         encoder = Encoder.from_folder(_base(study).path)
-        return evaluate(encoder, zoo.tasks(), split, limit, cancel)
+        return evaluate(encoder, tasks, split, limit, cancel)
     if request["what"] == "experts":
-        tasks = {f"zoo:{task.key}": task for task in zoo.tasks()}
-        own = [tasks[source.source] for source in study.sources]
-        return evaluate_experts(_base(study), _experts(study), own, split, limit, cancel=cancel)
+        return evaluate_experts(_base(study), _experts(study), tasks, split, limit, cancel=cancel)
     recipe = Recipe.model_validate(request["recipe"])
     opened = (_base(study), _experts(study))
     return evaluate_recipe(
-        recipe, zoo.tasks(), split, limit, study=study, checkpoints=opened, cancel=cancel
+        recipe, tasks, split, limit, study=study, checkpoints=opened, cancel=cancel
     )
 
 
@@ -136,6 +137,13 @@ def main() -> None:
             continue
         except AwdError as error:
             reply["error"] = {k: v for k, v in error.as_dict().items() if k != "error"}
+        except Exception as error:  # every session shares this process: it goes on
+            traceback.print_exc()
+            reply["error"] = {
+                "problem": "This could not be evaluated",
+                "received": f"{type(error).__name__}: {error}",
+                "remedy": "The server's log says where. Change a setting to try again.",
+            }
         print(json.dumps(reply), file=answers, flush=True)
 
 

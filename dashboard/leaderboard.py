@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from awd_core import Study
-from dashboard import evaluations
+from dashboard.zoo_study import is_whole_zoo
 
 FILE = Path(__file__).with_suffix(".csv")
 SHARE, COSINE = "%.4f", "%.3f"
@@ -59,7 +59,7 @@ def rows() -> pd.DataFrame:
 
 def show(study: Study) -> None:
     """The table, where the zoo is open."""
-    if not evaluations.is_zoo(study):
+    if not is_whole_zoo(study):
         return
     st.subheader("Every method on the zoo")
     kinds = list(dict.fromkeys(rows()["experts"]))

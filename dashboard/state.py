@@ -361,21 +361,27 @@ def session_id() -> str:
     return st.session_state.setdefault("session_id", os.urandom(8).hex())
 
 
-def note_evaluated(key: Any, found: dict[str, Any], description: str) -> None:
-    """Keep the newest results; those of another setting become the last ones."""
+def note_evaluated(recipe: str, kind: Any, found: dict[str, Any], description: str) -> None:
+    """Keep the newest results; those of another setting become the last ones.
+
+    Args:
+        recipe: Digest of what was evaluated.
+        kind: Equal for results of the same tasks and texts: only like is compared with like.
+        found: The results.
+        description: Of the setting, in words.
+    """
     newest = st.session_state.get("evaluated")
-    if newest is not None and newest[0] == key:
+    if newest is not None and newest[0] == (recipe, kind):
         return
-    st.session_state["evaluated"] = (key, found, description)
-    # Sample sizes differ between kinds of evaluation; only like is compared with like.
-    alike = newest if newest is not None and newest[0][1] == key[1] else None
+    st.session_state["evaluated"] = ((recipe, kind), found, description)
+    alike = newest if newest is not None and newest[0][1] == kind else None
     st.session_state["evaluated_before"] = alike and (alike[1], alike[2])
 
 
-def newest_evaluated() -> dict[str, Any] | None:
-    """The newest results by name: `base`, `experts`, `merge`."""
+def newest_evaluated(kind: Any) -> dict[str, Any] | None:
+    """The newest results by name, `base`, `experts`, `merge`, where they are of this kind."""
     newest = st.session_state.get("evaluated")
-    return None if newest is None else newest[1]
+    return newest[1] if newest is not None and newest[0][1] == kind else None
 
 
 def evaluated() -> tuple[dict[str, Any], tuple[dict[str, Any], str] | None]:

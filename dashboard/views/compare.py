@@ -14,6 +14,7 @@ from dashboard import comparison, evaluations, journal, leaderboard, state
 from dashboard.accuracy_panel import SAMPLES
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
+from dashboard.zoo_study import is_of_zoo
 
 SECONDS_BETWEEN_LOOKS = 1.0
 AFTER = measure("cosine_after")
@@ -92,7 +93,7 @@ def _difference(views: dict[str, View]) -> None:
 
 def _accuracy(study: Study, chosen: dict[str, Setting], views: dict[str, View]) -> None:
     st.subheader("Accuracy")
-    if not evaluations.is_zoo(study):
+    if not is_of_zoo(study):
         st.caption("The tasks that come with AWD Studio belong to the zoo; page Try reads others.")
         return
     sample = st.segmented_control(

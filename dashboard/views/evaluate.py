@@ -7,12 +7,14 @@ import streamlit as st
 
 from analysis import accuracy_figures, figures
 from analysis.lm_eval import read_lm_eval
-from awd_core import AwdError, Study, zoo
+from analysis.words import counted
+from awd_core import AwdError, Study
 from awd_core.evaluation import TaskAccuracy, normalised_accuracy
 from dashboard import evaluations, own_texts, state
-from dashboard.accuracy_panel import SAMPLES, accuracy_panel, look
+from dashboard.accuracy_panel import SAMPLES, accuracy_panel, alike, look
 from dashboard.charts import chart, theme
 from dashboard.state import Setting
+from dashboard.zoo_study import is_of_zoo, own_tasks
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LM_EVAL = (
@@ -30,7 +32,7 @@ def show() -> None:
     study, setting = state.current()
     st.title("What can the merge do?")
     st.caption(f"This setting: {setting.words}.")
-    if evaluations.is_zoo(study):
+    if is_of_zoo(study):
         _zoo(study, setting)
     own_texts.draw(state.open_study(), setting)
     _imported(study)
@@ -40,11 +42,12 @@ def _zoo(study: Study, setting: Setting) -> None:
     accuracy_panel(study, setting)
     sample = st.session_state.get("sample") or next(iter(SAMPLES))
     found = look(study, setting, sample)
-    if isinstance(found, tuple):
+    is_known = isinstance(found, tuple)
+    if is_known:
         results, _ = state.evaluated()
         _normalised(results)
     _transfer(study, sample)
-    _confusion(study, sample)
+    _confusion(study, sample, is_known)
 
 
 def _normalised(results: dict[str, Sequence[TaskAccuracy]]) -> None:
@@ -74,7 +77,8 @@ def _normalised(results: dict[str, Sequence[TaskAccuracy]]) -> None:
 def _transfer(study: Study, sample: str) -> None:
     st.subheader("What each expert knows of the others' tasks")
     if not st.toggle("Evaluate every expert on every task", key="transfer", bind="query-params"):
-        st.caption("Eight more evaluations, in the background; about half a minute.")
+        more = counted(study.n_experts, "more evaluation")
+        st.caption(f"{more.capitalize()}, in the background; about four seconds each.")
         return
     found = _asked(study, sample)
     if all(found.values()):
@@ -119,15 +123,16 @@ def _draw_transfer(found: Mapping[str, evaluations.Result | AwdError | None]) ->
     )
 
 
-def _confusion(study: Study, sample: str) -> None:
+def _confusion(study: Study, sample: str, is_known: bool) -> None:
+    """Of this setting where `is_known`, else of the last one that is."""
     st.subheader("Which answers are mistaken for which")
     if not st.toggle("Show labels against answers", key="confusion", bind="query-params"):
         return
-    shown = state.newest_evaluated()
+    shown = state.newest_evaluated(alike(study, sample))
     if shown is None:
         st.caption("It appears with the first accuracy.")
         return
-    tasks = {task.key: task for task in zoo.tasks()}
+    tasks = {task.key: task for task in own_tasks(study)}
     key = st.selectbox(
         "Task",
         tuple(tasks),
@@ -136,7 +141,11 @@ def _confusion(study: Study, sample: str) -> None:
         bind="query-params",
     )
     st.caption(tasks[key].question)
-    settings = {"base": "base", "experts": "own expert", "merge": "this setting"}
+    settings = {
+        "base": "base",
+        "experts": "own expert",
+        "merge": "this setting" if is_known else "last setting",
+    }
     frames = {
         words: accuracy_figures.confusion(one, tasks[key].labels)
         for name, words in settings.items()
@@ -155,7 +164,7 @@ def _confusion(study: Study, sample: str) -> None:
 
 def _imported(study: Study) -> None:
     st.subheader("Results of lm-eval")
-    if not evaluations.is_zoo(study):
+    if not is_of_zoo(study):
         st.caption(
             "Benchmarks with tasks of their own: write the merge on page Merge, run the harness,"
             " and drop its results here."

@@ -15,9 +15,9 @@ from awd_core.archive import SUFFIX
 from awd_core.checkpoints import BaseFit, Estimate, Problem
 from awd_core.checkpoints.estimate import in_words
 from dashboard import jobs, roots, sources, state, studies
-from dashboard.evaluations import is_zoo
 from dashboard.job_panel import show_job
 from dashboard.state import as_code
+from dashboard.zoo_study import is_whole_zoo
 
 MOST_STUDIES = 8
 PROBLEM = ["severity", "kind", "where", "received", "expected", "remedy"]
@@ -63,7 +63,7 @@ def _studies() -> None:
         except AwdError as error:
             st.caption(f":material/error: `{folder}`: {error.problem}. {error.remedy or ''}")
             continue
-        if is_zoo(study) and folder.name == study.digest[: studies.FINGERPRINT]:
+        if is_whole_zoo(study) and folder.name == study.digest[: studies.FINGERPRINT]:
             continue  # as the app collects it: the button above opens it
         label = f"{study.base.label}: {', '.join(study.experts)}"
         if st.button(label[:80], key=f"study_{folder}", icon=":material/analytics:"):

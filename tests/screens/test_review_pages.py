@@ -377,6 +377,17 @@ def test_try_shows_normalised_accuracy_transfer_and_confusion(study: awd.Study) 
     )
 
 
+def test_try_on_some_experts_of_the_zoo_shows_their_tasks(awd_home: Path) -> None:
+    keys = ("torch_area", "exception")
+    opened = [awd.open_checkpoint(f"zoo:{key}") for key in keys]
+    some = awd.collect(awd.open_checkpoint("zoo:base"), opened)
+    test = linked(study=some.digest[: studies.FINGERPRINT])
+    test.switch_page("views/evaluate.py").run()
+    until(test, lambda: any("-radar" in c.proto.id for c in test.get("plotly_chart")), "no radar")
+    assert not test.exception
+    assert set(figure(test, "normalised")["data"][0]["x"]) == {tables.MEAN, *keys}
+
+
 RESULTS = {
     "results": {
         "hellaswag": {"acc,none": 0.61, "acc_stderr,none": 0.005, "alias": "hellaswag"},

@@ -13,6 +13,7 @@ import awd_core as awd
 from awd_core import zoo
 from awd_core.evaluation import TaskAccuracy, evaluate_recipe
 from dashboard.evaluations import Evaluator, Result, Wish, wishes
+from dashboard.zoo_study import is_of_zoo, is_whole_zoo
 
 SECONDS = 300
 N_TEXTS = 4
@@ -62,6 +63,35 @@ def test_answers_are_those_of_the_core(evaluator: Evaluator, study: awd.Study) -
     base = answer(evaluator, "a", asked["base"])
     assert isinstance(base, tuple)
     assert all(isinstance(one, TaskAccuracy) for one in base)
+
+
+def test_some_experts_of_the_zoo_have_their_own_tasks(evaluator: Evaluator, awd_home: Path) -> None:
+    keys = ["torch_area", "library"]
+    opened = [awd.open_checkpoint(f"zoo:{key}") for key in keys]
+    some = awd.collect(awd.open_checkpoint("zoo:base"), opened)
+    assert is_of_zoo(some)
+    assert not is_whole_zoo(some)
+    merge = awd.Recipe(base="zoo:base", experts=[f"zoo:{key}" for key in keys])
+    for wish in wishes(some, merge, "validation", N_TEXTS).values():
+        found = answer(evaluator, "some", wish)
+        assert isinstance(found, tuple)
+        assert [one.task for one in found] == keys
+
+
+def test_a_study_that_cannot_be_evaluated_does_not_end_the_process(
+    evaluator: Evaluator, study: awd.Study, awd_home: Path
+) -> None:
+    opened = [awd.open_checkpoint(source) for source in ("zoo:library", "zoo:base")]
+    odd = awd.collect(awd.open_checkpoint("zoo:base"), opened)
+    assert not is_of_zoo(odd)
+    merge = awd.Recipe(base="zoo:base", experts=["zoo:library", "zoo:base"])
+    error = answer(evaluator, "odd", wishes(odd, merge, "validation", N_TEXTS)["base"])
+    assert isinstance(error, awd.AwdError)
+    assert "KeyError" in str(error)
+    pid = evaluator.pid
+    wanted = wishes(study, recipe(0.3), "validation", N_TEXTS)["base"]
+    assert isinstance(answer(evaluator, "a", wanted), tuple)
+    assert evaluator.pid == pid
 
 
 def test_the_newest_wish_of_a_session_replaces_the_one_before(
