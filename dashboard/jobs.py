@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from awd_core import Recipe, files
 
 CANCEL_ASKED = "cancel-asked"
+# Jobs that are looked through for one that a reload of the page has lost.
+_NEWEST = 100
 
 # Children of this server, so that ended ones can be told from running ones.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -92,6 +94,16 @@ def load(job_id: str) -> Job | None:
     except (OSError, ValueError):
         return None
     return Job(**{**fields, "folder": Path(fields["folder"]), "command": tuple(fields["command"])})
+
+
+def newest_for(output: Path, kinds: Collection[str]) -> Job | None:
+    """The newest job of these commands that makes, or looked at, this output."""
+    folders = sorted(jobs_folder().glob("*-*"), key=lambda folder: folder.name, reverse=True)
+    for folder in folders[:_NEWEST]:
+        job = load(folder.name)
+        if job is not None and job.output == str(output) and job.command[0] in kinds:
+            return job
+    return None
 
 
 def status(job: Job) -> Status:

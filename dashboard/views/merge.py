@@ -1,6 +1,7 @@
 """Merge: the method, what will be written, the job, its verification, the same as text."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
         key=f"output_{recipe.digest[:8]}",
         help="Must not exist yet. It appears in one step when everything is written.",
     )
+    _find_again(target.strip())
     running = jobs.is_running(state.job_id())
     if st.button(
         "Export",
@@ -118,6 +120,15 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
     show_job(lambda job: job.command[0] in OF_PAGE)
     if (job := state.job_id()) and not jobs.is_running(job):
         _offer_verification(job)
+
+
+def _find_again(target: str) -> None:
+    """Look at the job that writes this folder, where a reload of the page has forgotten it."""
+    if state.job_id() is not None or not target:
+        return
+    with suppress(AwdError):
+        job = jobs.newest_for(roots.allowed(target), OF_PAGE)
+        state.watch_job(None if job is None else job.id)
 
 
 def _start(recipe: Recipe, target: str) -> None:

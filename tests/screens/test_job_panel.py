@@ -1,5 +1,6 @@
 """How a job ended is said on its own page, and what a verification found."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ def test_a_verification_says_which_check_failed(models: Family, damaged: bool) -
     assert checks.loc["files are as written", "passed"].endswith("no" if damaged else "yes")
     assert ("config.json" in checks.loc["files are as written", "what was found"]) == damaged
     assert "Verification" not in said(after(job, "open"))
+
+
+def test_an_export_is_found_again_after_a_reload(
+    models: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_ROOTS", f"{models.root.parent}{os.pathsep}{awd.files.home()}")
+    test = on("merge")
+    (field,) = [one for one in test.text_input if one.label == "Output folder"]
+    recipe = models.root / "recipe.yaml"
+    recipe.write_text(models.recipe().to_yaml())
+    out = Path(field.value or "").resolve()
+    job = jobs.start("Export", ("merge", str(recipe), str(out)), out)
+    again = on("merge")
+    assert again.session_state["job"] == job.id
+    done(again)
+    assert "Verify" in [button.label for button in again.button]
 
 
 def test_a_study_is_offered_for_the_checkpoints_that_were_asked_for(models: Family) -> None:
