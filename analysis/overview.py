@@ -3,7 +3,7 @@
 A frame holds the numbers, a figure shows them, and both come from the measure's own definition.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from analysis.arithmetic import mean, pairs
 from analysis.drawing import short
 from analysis.heatmaps import Colouring, cells
 from analysis.measure import Measure
+from analysis.measures import measure as measure_of
 from analysis.scales import CHANCE, decimals, rounded_up, written
 from analysis.tables import pair_label
 from analysis.theme import LIGHT, Theme
@@ -30,11 +31,22 @@ def rows_for(measure: Measure) -> tuple[Rows, ...]:
     ]
 
 
+def in_rows(measure: Measure, rows: Rows) -> Measure:
+    """What the overview shows of a measure: at `kinds` the size of one that is signed.
+
+    Averaged over pairs with their signs, those that pull together would cancel those that oppose.
+    """
+    if rows != "kinds" or not signed(measure):
+        return measure
+    size = measure_of(f"absolute_{measure.key}")
+    title = size.title.replace("Absolute cosine", "Mean |cos|")
+    return replace(size, title=title, reading=f"Mean over all pairs of |cos|. {size.reading}")
+
+
 def overview(view: View, measure: Measure, rows: Rows) -> pd.DataFrame:
     """Rows x blocks, NaN where the number does not exist.
 
-    At `kinds` a number per pair or per expert is averaged over them; a pair's by its size where
-    it is signed, for opposite signs would cancel.
+    At `kinds` a number per pair or per expert is averaged over them; `in_rows` says which number.
 
     Raises:
         ValueError: The measure has no such rows.
@@ -51,7 +63,7 @@ def overview(view: View, measure: Measure, rows: Rows) -> pd.DataFrame:
     elif rows == "experts":
         values, labels = measure.of(view, "block").T, list(view.experts)
     else:
-        values, labels = _by_kind(view, measure), list(view.labels("kind"))
+        values, labels = _by_kind(view, in_rows(measure, rows)), list(view.labels("kind"))
     return pd.DataFrame(values, index=pd.Index(labels), columns=pd.Index(blocks))
 
 
@@ -59,8 +71,7 @@ def _by_kind(view: View, measure: Measure) -> np.ndarray:
     """(kinds, blocks) from the tensors of every kind in every block."""
     values = measure.of(view, "cell")
     if measure.per == "pair":
-        values = values[:, *pairs(view.n_experts)]
-        values = mean(np.abs(values) if signed(measure) else values)
+        values = mean(values[:, *pairs(view.n_experts)])
     elif measure.per == "expert":
         values = mean(values)
     position = {label: number for number, label in enumerate(view.labels("cell"))}

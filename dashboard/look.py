@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 from analysis import tables
 from analysis.measure import Measure
 from analysis.measures import MEASURES
-from analysis.overview import Rows, cell, rows_for
+from analysis.overview import Rows, cell, in_rows, rows_for
 from analysis.view import Scope, View
 from awd_core import Study
 from dashboard import state
@@ -79,10 +79,21 @@ class Look:
     after: bool
 
     @property
+    def pictured(self) -> Shown:
+        """What the overview is of: at kinds the size of a signed measure."""
+        before, after = self.measure.before, self.measure.after
+        return Shown(
+            self.measure.key,
+            in_rows(before, self.rows),
+            None if after is None else in_rows(after, self.rows),
+        )
+
+    @property
     def shown(self) -> Measure:
-        """What the overview shows."""
-        after = self.measure.after
-        return after if self.after and after is not None else self.measure.before
+        """What the overview shows, before or after AWD."""
+        pictured = self.pictured
+        after = pictured.after
+        return after if self.after and after is not None else pictured.before
 
     @property
     def pair_measure(self) -> Shown:
@@ -114,7 +125,7 @@ def chosen_look(study: Study) -> Look:
         required=True,
         key="rows",
         help="Every pair of experts, every expert, or every kind of tensor, by block. At kinds a"
-        " number of pairs or experts is averaged over them.",
+        " number of pairs or experts is averaged over them, the cosine without its sign: |cos|.",
         bind="query-params",
     )
     when = "before"

@@ -158,7 +158,7 @@ def _matrices(view: View, look: Look, part: Part, experts: list[str]) -> str:
 
 
 def _overview(view: View, look: Look, experts: list[str]) -> None:
-    measure = look.measure
+    measure = look.pictured
     frames = [overview(view, one, look.rows) for _, one in measure.headings]
     ends = shared_range(measure.before, *frames)
     frame = frames[-1 if look.after else 0]

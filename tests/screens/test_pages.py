@@ -102,6 +102,21 @@ def test_every_measure_is_drawn_with_its_rows_on_one_scale(study: awd.Study, key
         assert len(scales) == 1
 
 
+def test_kinds_show_the_size_of_the_cosine_and_say_so(study: awd.Study) -> None:
+    test = on("interference")
+    test.button_group(key="rows").set_value("kinds").run()
+    expected = overview(view(study, **START), SHOWN["absolute_cosine"].before, "kinds")
+    drawn = overview_of(test)
+    np.testing.assert_allclose(drawn, expected.loc[drawn.index, drawn.columns], atol=1e-6)
+    picture = figure(test, "overview")
+    assert picture["layout"]["title"]["text"] == "Mean |cos|, kinds by block, before AWD"
+    assert picture["data"][0]["zmin"] == 0
+    assert "|cos|" in test.button_group(key="rows").help
+    caption = next(one.value for one in test.caption if "A click on a cell" in one.value)
+    assert "Mean over all pairs" in caption
+    assert "negative" not in caption
+
+
 @pytest.mark.parametrize("granularity", ["model", "block", "tensor", "row"])
 def test_granularity_and_norm_constraint_redraw_the_matrix(
     study: awd.Study, granularity: str
