@@ -18,6 +18,7 @@ from analysis.measures import measure
 from analysis.overview import overview, overview_heatmap, shared_range
 from analysis.theme import Theme
 from analysis.view import Scope, View
+from analysis.words import group_noun
 
 Format = Literal["csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -102,7 +103,7 @@ def _overview(view: View, theme: Theme) -> go.Figure:
 def _cosines(view: View) -> str:
     before, after = view.disentangled.objective
     granularity = view.disentangled.settings.granularity
-    of = "the whole model" if granularity == "model" else f"every {granularity}"
+    of = "the whole model" if granularity == "model" else f"every {group_noun(granularity)}"
     return f"AWD takes the mean |cos| over {of} from {before:.4f} to {after:.4f}."
 
 

@@ -11,6 +11,11 @@ def size(n_parameters: int) -> str:
     return f"{n_parameters / 1e6:,.1f} M" if n_parameters >= 1e6 else f"{n_parameters:,}"
 
 
+def group_noun(granularity: str) -> str:
+    """What shares one redundant vector's coefficients: `row`, `spectral direction`."""
+    return "spectral direction" if granularity == "spectral" else granularity
+
+
 def signed(change: float, form: str) -> str:
     """`+0.3`, `-0.3`, and `unchanged` where that is what would be read."""
     said = f"{change:+{form}}"

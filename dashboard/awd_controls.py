@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import streamlit as st
 
+from analysis.words import group_noun
 from awd_core import Settings, Study
 from awd_core.disentangle import PRESETS, Granularity, Preset
 from awd_core.disentangle.groups import granularities
@@ -260,7 +261,7 @@ def _constraint(
             disabled=disabled,
             bind="query-params",
         )
-        group = "" if shape.granularity == "model" else f" of its {shape.granularity}"
+        group = "" if shape.granularity == "model" else f" of its {group_noun(shape.granularity)}"
         st.caption(f"‖δ‖ is at most {radius:g} of the mean ‖τ‖{group}; there is no penalty.")
         return {"radius": float(radius)}
     free = penalty == "none"
@@ -346,7 +347,7 @@ def _say_critical(
         st.caption(_critical_and_knee(study, float(critical[0]), fraction))
     else:
         st.caption(
-            f"Each {shape.granularity} has its own α_crit: {critical.min():.3g} to"
+            f"Each {group_noun(shape.granularity)} has its own α_crit: {critical.min():.3g} to"
             f" {critical.max():.3g}, median {np.median(critical):.3g}, in the paper's units."
         )
 

@@ -13,7 +13,7 @@ from analysis.overview import Range, colouring
 from analysis.tables import MODEL, matrix
 from analysis.theme import Theme
 from analysis.view import View
-from analysis.words import signed
+from analysis.words import group_noun, signed
 
 
 def theme() -> Theme:
@@ -25,11 +25,12 @@ def cosine_metric(place: DeltaGenerator, view: View) -> None:
     """What AWD makes small: mean |cos| over pairs, averaged over the groups it works on."""
     solved = view.disentangled
     granularity = solved.settings.granularity
+    whole = granularity == "model"
     before, after = solved.objective
     change = signed(after - before, ".4f")
     colour, arrow = ("off", "off") if change == "unchanged" else ("inverse", "auto")
     place.metric(
-        "Mean |cos|, whole model" if granularity == "model" else f"Mean |cos| in a {granularity}",
+        f"Mean |cos|{', whole model' if whole else f' in a {group_noun(granularity)}'}",
         f"{after:.4f}",
         f"{change} by AWD",
         delta_color=colour,

@@ -56,8 +56,8 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
         f"{signed(change, '.1%')} by AWD",
         delta_color="off",
         delta_arrow="off",
-        help="Length of the step from the base to the merge. AWD shortens it: compare settings at"
-        " each one's best λ, not at the same λ.",
+        help="Length of the step from the base to the merge. AWD changes it, to shorter or longer:"
+        " compare settings at each one's best λ, not at the same λ.",
     )
     with columns[2]:
         _match_norm(study, setting)
@@ -136,7 +136,11 @@ def _pins(study: Study, setting: Setting) -> None:
             )
         )
     with right:
-        st.dataframe(numbers.style.format("{:.4g}", na_rep="needs weights"), key="against_numbers")
+        # The only table that shows words where a number does not exist, as on page Compare.
+        st.table(
+            numbers.style.format("{:.4g}", na_rep="needs weights"),
+            alt="Measures in rows; now, the pinned setting and their difference in columns.",
+        )
 
 
 def _redundancy(view: View) -> None:

@@ -11,6 +11,7 @@ import awd_core as awd
 from analysis.measures import measure
 from analysis.overview import overview
 from dashboard import studies
+from tests.helpers import family
 from tests.screens.pages import START, figure, numbers, on, press, small_study, view
 
 
@@ -75,8 +76,43 @@ def test_tune_compares_with_the_pin_that_is_chosen() -> None:
     for name in ("A", "B"):
         test.button_group(key="against").set_value(name).run()
         assert not test.exception
-        columns = [set(table.value.columns) for table in test.dataframe]
+        columns = [set(table.value.columns) for table in test.table]
         assert {"now", name, f"now − {name}"} in columns
+
+
+def test_awd_is_not_said_to_shorten_a_merge_that_it_lengthens() -> None:
+    test = on("tune")
+    test.button_group(key="granularity").set_value("row").run()
+    norm = next(one for one in test.metric if one.label.startswith("Merged norm"))
+    assert norm.delta.startswith("+")
+    assert "AWD shortens" not in norm.proto.help
+    assert "shorter or longer" in norm.proto.help
+
+
+def test_a_spectral_direction_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = family(tmp_path / "models", n_experts=3)
+    experts = [awd.open_checkpoint(path) for path in made.expert_paths]
+    folder = tmp_path / "study"
+    awd.collect(awd.open_checkpoint(made.base_path), experts, folder, spectral=True)
+    monkeypatch.setenv("AWD_STUDY", str(folder))
+    test = on("interference")
+    test.button_group(key="granularity").set_value("spectral").run()
+    assert not test.exception
+    assert "Mean |cos| in a spectral direction" in [one.label for one in test.metric]
+    said = [one.value for one in test.caption]
+    assert any(one.startswith("Each spectral direction has its own") for one in said)
+
+
+def test_tune_says_what_of_a_pin_needs_weights() -> None:
+    test = pinned("model")
+    test.selectbox(key="method").set_value("ties").run()
+    test.switch_page("views/tune.py").run()
+    assert not test.exception
+    drawn = next(one for one in test.table if "now − A" in one.value.columns)
+    assert "needs weights" in drawn.proto.arrow_data.styler.display_values.decode("latin-1")
+    assert not any("now − A" in one.value.columns for one in test.dataframe)
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "json"])
