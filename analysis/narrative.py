@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.arithmetic import diagonal, pairs
 from analysis.measures import measure
 from analysis.view import View
-from awd_core.disentangle import cosines
+from awd_core.disentangle import Granularity, cosines
 from awd_core.elements import DENSITIES
 
 # A pair stands out where its |cos| is this many times the mean over all pairs and tensors,
@@ -119,7 +119,7 @@ def _opposed_or_aligned(view: View) -> Iterator[Finding]:
             strength=abs(group.cosine) / threshold - 1,
             why="A merge adds the two: where they oppose each other both lose,"
             " where they share a direction it is counted twice.",
-            advice="Tune AWD at a granularity below the model, or lower the coefficient there.",
+            advice=_awd_below_the_model(view),
             source=f"{measure('cosine_before').source}; threshold: {STANDS_OUT:g} × the mean |cos|"
             f" by energy, at least {LEAST_COSINE:g} and {SIGMAS:g} / √n, in parts that hold"
             f" {LEAST_ENERGY:.0%} of ‖τ_i‖ ‖τ_j‖",
@@ -167,7 +167,7 @@ def _sign_conflicts(view: View) -> Iterator[Finding]:
                 threshold=float(threshold),
                 strength=float((conflict[at, i, j] - 0.5) / (threshold - 0.5)) - 1,
                 why="Summed, opposite moves cancel and neither task keeps its own.",
-                advice="Try TIES, which elects a sign, or AWD at granularity row.",
+                advice=_or_awd(view, "Try TIES, which elects a sign", "row"),
                 source=f"{measure('sign_conflict_of_largest').source}; threshold: ours",
                 experts=(first, second),
                 blocks=(block,),
@@ -268,7 +268,7 @@ def _catastrophic(view: View) -> Iterator[Finding]:
         threshold=CATASTROPHIC,
         strength=share / CATASTROPHIC - 1,
         why="There the task vectors cancel or drown one another; moving them helps no task.",
-        advice="Try a consensus mask, TIES, or AWD at granularity row.",
+        advice=_or_awd(view, "Try a consensus mask or TIES", "row"),
         source=f"{measure('catastrophic_fraction').source}; threshold: ours",
     )
 
@@ -324,7 +324,7 @@ def _collisions(view: View) -> Iterator[Finding]:
             threshold=COLLIDES * usual,
             strength=float(values[at] / (COLLIDES * usual)) - 1,
             why="A sum cannot keep what several experts put into the same direction.",
-            advice="Try TSV-M, which makes the directions orthogonal, or AWD at spectral.",
+            advice=_or_awd(view, "Try TSV-M, which makes the directions orthogonal", "spectral"),
             source=f"{measure('singular_task_interference').source}; threshold: {COLLIDES:g} × the"
             " model's, ours",
             experts=(view.experts[i], view.experts[j], culprit),
@@ -360,6 +360,24 @@ RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _catastrophic,
     _lost,
 )
+
+
+# --- advice that depends on what is set ----------------------------------------------------------
+
+
+def _awd_below_the_model(view: View) -> str:
+    # AWD that is off stands at the whole model.
+    granularity = view.disentangled.settings.granularity
+    if granularity == "model":
+        return "Tune AWD at a granularity below the model, or lower the coefficient there."
+    return f"AWD is at granularity {granularity} already: lower the coefficient there."
+
+
+def _or_awd(view: View, first: str, granularity: Granularity) -> str:
+    """`first`, or AWD at this granularity unless that is what is set."""
+    if view.disentangled.settings.granularity == granularity:
+        return f"{first}."
+    return f"{first}, or AWD at granularity {granularity}."
 
 
 # --- neighbouring blocks of one kind -------------------------------------------------------------

@@ -73,6 +73,21 @@ def test_a_pair_that_opposes_in_neighbouring_blocks_is_one_finding(tmp_path: Pat
     assert conflict.value > narrative.CONFLICT
 
 
+def test_nobody_is_advised_to_set_what_is_set(tmp_path: Path) -> None:
+    tau = vectors()
+    for name in NAMES[1:]:
+        tau[name][1] = np.round((-0.6 * tau[name][0] + 0.8 * tau[name][1]) * 256) / 256
+    view = view_of(tmp_path, tau)
+    by_row = View(view.study, awd.disentangle(view.study, granularity="row"), view.multipliers)
+    for key, advice in (
+        ("cosine_before", "below the model"),
+        ("sign_conflict_of_largest", "AWD at granularity row"),
+    ):
+        assert advice in of(view, key)[0].advice
+        assert advice not in of(by_row, key)[0].advice
+    assert "granularity row already" in of(by_row, "cosine_before")[0].advice
+
+
 def test_a_pair_that_shares_a_direction_is_not_called_opposed(tmp_path: Path) -> None:
     tau = vectors()
     tau[NAMES[0]][2] = np.round((0.5 * tau[NAMES[0]][0] + 0.8 * tau[NAMES[0]][2]) * 256) / 256
