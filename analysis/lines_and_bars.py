@@ -349,11 +349,20 @@ def _accuracies(table: pd.DataFrame, setting: str, colour: str, theme: Theme) ->
 
 
 def _setting_colours(settings: Sequence[str], theme: Theme) -> list[str]:
-    """Greys for base and experts, which do not change; the last setting has the first colour."""
-    greys = {"base": theme.quiet, "experts": theme.muted}
-    merges = [setting for setting in settings if setting not in greys]
-    colours = {name: theme.expert(place) for place, name in enumerate(reversed(merges))}
-    return [(greys | colours)[setting] for setting in settings]
+    """One colour for each of the usual settings, whichever others stand beside it.
+
+    Base and experts do not change and are grey; settings of other names have the colours after.
+    """
+    usual = {
+        "base": theme.quiet,
+        "own expert": theme.muted,
+        "this setting": theme.expert(0),
+        "now": theme.expert(0),
+        "last setting": theme.expert(1),
+    }
+    others = [setting for setting in settings if setting not in usual]
+    colours = {name: theme.expert(place) for place, name in enumerate(others, start=2)}
+    return [(usual | colours)[setting] for setting in settings]
 
 
 def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:

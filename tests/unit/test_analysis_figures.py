@@ -300,7 +300,7 @@ def test_lambda_does_not_change_the_figure_of_the_alpha_path(view: View) -> None
 
 def test_accuracy_bars_carry_their_errors() -> None:
     found = [TaskAccuracy("a", "test", 100, 50), TaskAccuracy("b", "test", 25, 20)]
-    settings = ["base", "experts", "previous setting", "this setting"]
+    settings = ["base", "own expert", "last setting", "this setting"]
     table = tables.accuracies(dict.fromkeys(settings, found))
     figure: Any = figures.accuracy_bars(table)
     assert [bar.name for bar in traces(figure)] == settings
@@ -311,6 +311,23 @@ def test_accuracy_bars_carry_their_errors() -> None:
         np.testing.assert_allclose(bar.error_y.array, own["standard_error"], rtol=1e-6)
         np.testing.assert_allclose(bar.y, own["accuracy"], rtol=1e-6)
     assert list(figure.layout.xaxis.categoryarray) == ["mean", "a", "b"]
+
+
+def test_a_setting_keeps_its_colour_when_another_joins() -> None:
+    found = [TaskAccuracy("a", "test", 100, 50)]
+
+    def colours(*settings: str) -> dict[str, str]:
+        figure = figures.accuracy_bars(tables.accuracies(dict.fromkeys(settings, found)))
+        return {bar.name: bar.marker.color for bar in traces(figure)}
+
+    for joined, alone in (
+        (("base", "own expert", "last setting", "this setting"), ("own expert", "this setting")),
+        (("base", "own expert", "last setting", "this setting"), ("own expert", "last setting")),
+        (("base", "own expert", "A", "B", "now"), ("own expert", "A", "now")),
+    ):
+        together = colours(*joined)
+        assert colours("base", *alone) == {name: together[name] for name in ("base", *alone)}
+        assert len(set(together.values())) == len(joined)
 
 
 def test_names_of_experts_are_shortened_on_axes_only(view: View) -> None:
