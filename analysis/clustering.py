@@ -166,6 +166,9 @@ def expert_tree(
     ]
     at = [5.0 + 10.0 * position for position in range(len(found.experts))]
     names = {"tickmode": "array", "tickvals": at, "ticktext": list(found.ordered)}
+    # Slanted names end at their tick: on a narrow page the last would end beyond the figure's
+    # edge otherwise, where names are hidden.
+    names |= {"autotickangles": [0, -45, -90], "ticklabeloverflow": "allow"}
     return figure(
         traces,
         title,
