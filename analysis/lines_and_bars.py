@@ -1,7 +1,6 @@
 """Figures of lines and bars: norms, shares, signal, loss, accuracy."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,128 +176,115 @@ def loss_trace(
     )
 
 
-# Column of `tables.alpha_path`, what its panel is called, how its numbers are written.
-_PANELS = (
-    ("mean_absolute_cosine", "mean |cos|", ".4f"),
-    ("relative_redundant_norm", "‖δ‖ / mean ‖τ‖", ".1%"),
-    ("retained_norm", "‖Σ v‖ / ‖Σ τ‖", ".2%"),
-)
-_PANEL_DOMAINS = ((0.0, 0.27), (0.365, 0.635), (0.73, 1.0))
+# Column of `tables.alpha_path`: title of its figure, of its axis, how its numbers are written.
+_OVER_ALPHA = {
+    "mean_absolute_cosine": ("Cosine of two experts", "mean |cos|", ".4f"),
+    "relative_redundant_norm": ("Length of the redundant vector", "‖δ‖ / mean ‖τ‖", ".1%"),
+    "retained_norm": ("Length that the sum keeps", "‖Σ v‖ / ‖Σ τ‖", ".2%"),
+}
+_ALPHA_TICKS = {
+    "type": "log",
+    "tickvals": [0.001, 0.01, 0.1, 1],
+    "ticktext": ["0.001", "0.01", "0.1", "1"],
+    "ticklabelstandoff": 4,
+    "zeroline": False,
+}
 
 
 def alpha_path_lines(
     table: pd.DataFrame,
+    column: str,
     setting: pd.DataFrame | None = None,
-    title: str = "What the norm constraint α decides",
+    title: str | None = None,
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """Mean |cos|, redundant norm and retained norm over alpha / alpha_crit, a panel for each.
+    """One of mean |cos|, redundant norm and retained norm over alpha / alpha_crit.
 
     alpha_crit and the knee are lines, this setting is a point; alpha = 0 has its point at the left
     end of the logarithmic axis.
 
     Args:
         table: From `tables.alpha_path`.
+        column: `mean_absolute_cosine`, `relative_redundant_norm` or `retained_norm`.
         setting: From `tables.alpha_setting`.
-        title: What is seen.
+        title: What is seen; None for the column's own.
         theme: Of the page.
     """
     shares = _numbers(table, "share")
-    traces: list[Trace] = []
-    axes: dict[str, Any] = {}
-    for number, (column, name, form) in enumerate(_PANELS, start=1):
-        suffix = "" if number == 1 else str(number)
-        place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": False}
-        words = f"α %{{customdata:.3g}} = %{{x:.3g}} α<sub>crit</sub><br>{name} %{{y:{form}}}"
+    own_title, name, form = _OVER_ALPHA[column]
+    words = f"α %{{customdata:.3g}} = %{{x:.3g}} α<sub>crit</sub><br>{name} %{{y:{form}}}"
+    traces: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": shares,
+            "y": _numbers(table, column),
+            "customdata": _numbers(table, "alpha"),
+            "line": {"color": theme.expert(0), "width": 2},
+            "hovertemplate": f"{words}<extra></extra>",
+        }
+    ]
+    if setting is not None and len(setting):
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines",
-                "x": shares,
-                "y": _numbers(table, column),
-                "customdata": _numbers(table, "alpha"),
-                "line": {"color": theme.expert(0), "width": 2},
-                "hovertemplate": f"{words}<extra></extra>",
-                **place,
+                "mode": "markers",
+                "x": np.maximum(_numbers(setting, "share"), shares[0]),
+                "y": _numbers(setting, column),
+                "customdata": _numbers(setting, "alpha"),
+                "marker": {"size": 11, "color": theme.expert(1)},
+                "cliponaxis": False,
+                "hovertemplate": f"this setting: α %{{customdata:.3g}}<br>{name}"
+                f" %{{y:{form}}}<extra></extra>",
             }
         )
-        if setting is not None and len(setting):
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": np.maximum(_numbers(setting, "share"), shares[0]),
-                    "y": _numbers(setting, column),
-                    "customdata": _numbers(setting, "alpha"),
-                    "marker": {"size": 11, "color": theme.expert(1)},
-                    "cliponaxis": False,
-                    "hovertemplate": f"this setting: α %{{customdata:.3g}}<br>{name}"
-                    f" %{{y:{form}}}<extra></extra>",
-                    **place,
-                }
-            )
-        axes[f"xaxis{suffix}"] = numbers(theme, "α / α<sub>crit</sub>") | {
-            "type": "log",
-            "domain": list(_PANEL_DOMAINS[number - 1]),
-            "anchor": f"y{suffix}",
-            "tickvals": [0.001, 0.01, 0.1, 1],
-            "ticktext": ["0.001", "0.01", "0.1", "1"],
-            "ticklabelstandoff": 4,
-            "zeroline": False,
-        }
-        axes[f"yaxis{suffix}"] = numbers(theme, name) | {
-            "anchor": f"x{suffix}",
-            "tickformat": {"mean_absolute_cosine": ".4~f"}.get(column, ".1~%"),
-            "zeroline": False,
-        }
     lines, names = _alpha_marks(table, theme)
     return figure(
         traces,
-        title,
+        title or own_title,
         theme,
         key="alpha",
         height=280,
         margin={"l": 8, "r": 8, "t": 60, "b": 8},
         shapes=lines,
         annotations=names,
-        **axes,
+        xaxis=numbers(theme, "α / α<sub>crit</sub>") | _ALPHA_TICKS,
+        yaxis=numbers(theme, name)
+        | {"tickformat": ".4~f" if form == ".4f" else ".1~%", "zeroline": False},
     )
 
 
 def _alpha_marks(table: pd.DataFrame, theme: Theme) -> tuple[list[Trace], list[Trace]]:
-    """Lines at alpha_crit and at the knee through all panels, and their names above."""
+    """Lines at alpha_crit and at the knee, and their names above."""
     lines: list[Trace] = []
     names: list[Trace] = []
     marks = ((CRITICAL, "α<sub>crit</sub>", "left", "dash"), (KNEE, "knee", "right", "dot"))
     for mark, name, side, dash in marks:
         for share in _numbers(only(table, "mark", mark), "share"):
-            for suffix in ("", "2", "3"):
-                lines.append(
-                    {
-                        "type": "line",
-                        "xref": f"x{suffix}",
-                        "yref": f"y{suffix} domain",
-                        "x0": float(share),
-                        "x1": float(share),
-                        "y0": 0,
-                        "y1": 1,
-                        "line": {"color": theme.muted, "width": 1, "dash": dash},
-                    }
-                )
-                names.append(
-                    {
-                        "text": name,
-                        "xref": f"x{suffix}",
-                        "yref": f"y{suffix} domain",
-                        # Annotations of a logarithmic axis are placed by the exponent.
-                        "x": float(np.log10(share)),
-                        "y": 1,
-                        "xanchor": side,
-                        "yanchor": "bottom",
-                        "showarrow": False,
-                        "font": {"color": theme.muted, "size": 11},
-                    }
-                )
+            lines.append(
+                {
+                    "type": "line",
+                    "yref": "paper",
+                    "x0": float(share),
+                    "x1": float(share),
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": theme.muted, "width": 1, "dash": dash},
+                }
+            )
+            names.append(
+                {
+                    "text": name,
+                    "yref": "paper",
+                    # Annotations of a logarithmic axis are placed by the exponent.
+                    "x": float(np.log10(share)),
+                    "y": 1,
+                    "xanchor": side,
+                    "yanchor": "bottom",
+                    "showarrow": False,
+                    "font": {"color": theme.muted, "size": 11},
+                }
+            )
     return lines, names
 
 

@@ -12,6 +12,12 @@ from dashboard.charts import chart, cosine_matrices, cosine_metric, theme
 from dashboard.latency import draw_first
 from dashboard.state import Setting
 
+OVER_ALPHA = {
+    "mean_absolute_cosine": "mean |cos|",
+    "relative_redundant_norm": "norm of the redundant vector",
+    "retained_norm": "retained norm",
+}
+
 
 def show() -> None:
     """Draw the page."""
@@ -186,12 +192,17 @@ def _alpha_path(study: Study, view: View) -> None:
     if not path.critical:
         return
     setting = tables.alpha_setting(view)
-    chart(
-        figures.alpha_path_lines(tables.alpha_path(path), setting, theme=theme()),
-        "alpha_path",
-        "Lines of mean |cos|, norm of the redundant vector and retained norm over alpha relative"
-        " to alpha_crit, whole model; alpha_crit and the knee are marked.",
-    )
+    table = tables.alpha_path(path)
+    st.subheader("What the norm constraint α decides")
+    # A figure each: on a narrow screen they stand below one another.
+    for place, (column, words) in zip(st.columns(3, gap="medium"), OVER_ALPHA.items(), strict=True):
+        with place:
+            chart(
+                figures.alpha_path_lines(table, column, setting, theme=theme()),
+                f"alpha_path_{column}",
+                f"Line of the {words} over alpha relative to alpha_crit, whole model; alpha_crit"
+                " and the knee are marked.",
+            )
     here = "The point is this setting" if len(setting) else "This setting has no place on it"
     st.caption(
         "At granularity model with penalty α‖δ‖, descended until converged, for every α."

@@ -288,7 +288,8 @@ def test_alpha_crit_and_knee_are_said_at_the_slider(study: awd.Study) -> None:
 
 def test_alpha_path_has_the_setting_on_it_and_stays_when_lambda_moves(study: awd.Study) -> None:
     test = on("tune")
-    drawn = figure(test, "alpha_path")
+    key = "alpha_path_mean_absolute_cosine"
+    drawn = figure(test, key)
     table = tables.alpha_path(alpha_path(study))
     np.testing.assert_allclose(numbers(drawn["data"][0]["x"]), table["share"], rtol=1e-6)
     np.testing.assert_allclose(
@@ -297,11 +298,11 @@ def test_alpha_path_has_the_setting_on_it_and_stays_when_lambda_moves(study: awd
     here = tables.alpha_setting(view(study, **START))
     np.testing.assert_allclose(numbers(drawn["data"][1]["y"]), here["mean_absolute_cosine"])
     test.slider(key="lambda").set_value(0.6).run()
-    assert figure(test, "alpha_path") == drawn
+    assert figure(test, key) == drawn
     test.select_slider(key="alpha").set_value(0.01).run()
-    assert numbers(figure(test, "alpha_path")["data"][1]["x"]) == pytest.approx([0.01])
+    assert numbers(figure(test, key)["data"][1]["x"]) == pytest.approx([0.01])
     test.button_group(key="granularity").set_value("block").run()
-    assert len(figure(test, "alpha_path")["data"]) == 3
+    assert len(figure(test, key)["data"]) == 1
 
 
 def test_match_norm_makes_the_merge_as_long_as_task_arithmetic(study: awd.Study) -> None:
