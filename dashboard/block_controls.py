@@ -1,5 +1,6 @@
 """lambda by block: set, add, multiply over a range of blocks, or suggested by conflict."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import awd_core as awd
 from analysis import block_factors
 from analysis.view import View
 from awd_core import AwdError, Study
+from dashboard import state
 
 KEY = "block_factors"
 OPERATIONS: dict[str, Callable[[float, float], float]] = {
@@ -26,20 +28,19 @@ Factors = tuple[tuple[str, float], ...]
 
 
 def block_controls(study: Study) -> Factors:
-    """Draw them and read them.
-
-    Raises:
-        AwdError: What was written names no block or no number.
-    """
-    with st.expander("λ by block"):
-        written = st.text_input(
+    """Draw them and read them; what cannot be read is said at the field and multiplies nothing."""
+    factors, error = _readable(_written(), study.blocks)
+    with st.expander("λ by block", expanded=error is not None):
+        st.text_input(
             "Factors",
             key=KEY,
             placeholder="1 in every block",
             help=HELP,
             bind="query-params",
         )
-        factors = read(written, study.blocks)
+        if error is not None:
+            state.show_error(error)
+            st.caption("Until it can be read, λ is the same in every block.")
         first, last = st.select_slider(
             "Blocks", study.blocks, value=(study.blocks[0], study.blocks[-1]), key="factor_blocks"
         )
@@ -65,6 +66,19 @@ def block_controls(study: Study) -> Factors:
     return tuple((block, factor) for block, factor in factors.items() if factor != 1.0)
 
 
+def _written() -> str:
+    """What the field says; before it is drawn for the first time, what the link says."""
+    return st.session_state.get(KEY, st.query_params.get(KEY, ""))
+
+
+def _readable(text: str, blocks: tuple[str, ...]) -> tuple[dict[str, float], AwdError | None]:
+    """The factors, or why there are none."""
+    try:
+        return read(text, blocks), None
+    except AwdError as error:
+        return {}, error
+
+
 def changed_by(
     factors: dict[str, float], blocks: tuple[str, ...], operation: str, value: float
 ) -> dict[str, float]:
@@ -87,19 +101,25 @@ def read(text: str, blocks: tuple[str, ...]) -> dict[str, float]:
     """
     factors: dict[str, float] = {}
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
-        block, _, number = part.rpartition("=")
-        try:
-            factors[block.strip()] = float(number)
-        except ValueError:
-            block = ""
-        if block.strip() not in blocks:
+        name, _, number = part.rpartition("=")
+        block, factor = name.strip(), _number(number)
+        if block not in blocks or not math.isfinite(factor):
             raise AwdError(
                 "The factors of λ by block cannot be read",
                 where="λ by block",
                 received=part,
                 expected=f"BLOCK=NUMBER with a block such as {blocks[0]!r}",
             )
+        factors[block] = factor
     return factors
+
+
+def _number(text: str) -> float:
+    """A number; NaN where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def write(factors: dict[str, float]) -> str:

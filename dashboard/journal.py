@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from awd_core import AwdError, Study, files
+from dashboard import state
 from dashboard.state import Setting
 
 KEYS = (
@@ -233,8 +234,12 @@ def _named(found: Journal) -> None:
     )
     name = st.text_input("Keep this setting as", key="name_of_preset", placeholder="a name")
     if st.button("Keep", key="keep_preset", disabled=not name.strip()):
-        save_preset(name.strip(), found.now.values)
-        st.rerun()
+        try:
+            save_preset(name.strip(), found.now.values)
+        except AwdError as error:
+            state.show_error(error)
+        else:
+            st.rerun()
 
 
 def _history(found: Journal) -> None:

@@ -182,6 +182,8 @@ def test_a_named_preset_is_kept_and_set_again_in_another_session() -> None:
     other.text_input(key="name_of_preset").set_value("../evil").run()
     other.button(key="keep_preset").click().run()
     assert "cannot have this name" in other.error[0].value
+    assert other.title[0].value == "Write the merge"
+    assert recipe_of(other) == wanted
 
 
 def test_two_sessions_share_studies_and_no_state() -> None:
@@ -242,10 +244,19 @@ def test_the_suggestion_gives_every_block_the_same_share(study: awd.Study) -> No
     assert not recipe_of(test).block_factors
 
 
-def test_factors_that_cannot_be_read_are_said() -> None:
-    test = on("tune")
-    test.text_input(key="block_factors").set_value("blok 3=0.5").run()
-    assert "cannot be read" in test.error[0].value
+@pytest.mark.parametrize("written", ["blok 3=0.5", "garbage", "block 1=nan", "block 1=inf"])
+def test_factors_that_cannot_be_read_are_said_at_their_field(written: str) -> None:
+    typed = on("merge")
+    wanted = recipe_of(typed)
+    typed.text_input(key="block_factors").set_value(written).run()
+    for test in (typed, linked(block_factors=written).switch_page("views/merge.py").run()):
+        assert not test.exception
+        (field,) = (one for one in test.sidebar.expander if one.label == "λ by block")
+        assert "cannot be read" in field.error[0].value
+        assert field.proto.expanded
+        assert recipe_of(test) == wanted
+    typed.text_input(key="block_factors").set_value("block 1=0.5").run()
+    assert recipe_of(typed).block_factors == {"block 1": 0.5}
 
 
 # --- pins and Compare ----------------------------------------------------------------------------
