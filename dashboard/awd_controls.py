@@ -99,14 +99,23 @@ class _Shape:
     until: str
 
 
-def awd_controls(study: Study) -> Settings | None:
-    """Draw them and read them; None is AWD off."""
+def awd_controls(study: Study, collected: Study) -> Settings | None:
+    """Draw them and read them; None is AWD off.
+
+    Args:
+        study: What is looked at, maybe of equalised norms.
+        collected: The same study as it was collected, with every granularity that it has.
+    """
     on = st.toggle("Subtract it from every task vector", value=True, key="awd", bind="query-params")
     preset = _preset(study, disabled=not on)
     at_start = _widget_values(preset.settings)
+    offered = granularities(study)
+    if st.session_state.get("granularity") not in (None, *offered):
+        # The address follows what is set here; a value that is only forgotten would stay in it.
+        st.session_state["granularity"] = at_start["granularity"]
     granularity = st.segmented_control(
         "Granularity",
-        granularities(study),
+        offered,
         default=at_start["granularity"],
         required=True,
         key="granularity",
@@ -114,6 +123,7 @@ def awd_controls(study: Study) -> Settings | None:
         disabled=not on,
         bind="query-params",
     )
+    _say_lost([one for one in granularities(collected) if one not in offered])
     constraint = st.segmented_control(
         "Norm constraint",
         (RELATIVE, PAPER, BOUND),
@@ -148,6 +158,11 @@ def awd_controls(study: Study) -> Settings | None:
             **fields,
         }
     )
+
+
+def _say_lost(granularities: list[Granularity]) -> None:
+    for granularity in granularities:
+        st.caption(f"Granularity {granularity} is not possible with equalised norms.")
 
 
 def _preset(study: Study, *, disabled: bool) -> Preset:

@@ -17,8 +17,9 @@ as well as to directions: a long task vector pulls more, AWD amplifies the short
 """
 
 
-def sidebar(study: Study) -> tuple[Study, Setting]:
+def sidebar(collected: Study) -> tuple[Study, Setting]:
     """Draw the sidebar and read it: the study to look at, and the setting."""
+    study = collected
     with st.sidebar:
         _headline(study)
         equalise = st.toggle(
@@ -27,7 +28,7 @@ def sidebar(study: Study) -> tuple[Study, Setting]:
         if equalise:
             study = state.equalised(study)
         st.subheader("Redundant vector (AWD)", divider="gray")
-        disentangle = awd_controls(study)
+        disentangle = awd_controls(study, collected)
         st.subheader("Merge", divider="gray")
         method, coefficients, knobs = merge_controls(study)
         if disentangle is not None and not method.takes_task_vectors:

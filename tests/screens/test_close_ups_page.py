@@ -115,6 +115,19 @@ def test_equalised_norms_say_why_there_are_no_directions(study: awd.Study) -> No
     assert "Equalise" in " ".join(info.value for info in test.info)
 
 
+def test_equalised_norms_take_granularity_spectral_from_control_and_address() -> None:
+    test = linked(granularity="spectral")
+    lost = "Granularity spectral is not possible with equalised norms."
+    assert test.button_group(key="granularity").value == "spectral"
+    assert lost not in [caption.value for caption in test.caption]
+    test.toggle(key="equalise").set_value(True).run()
+    assert not test.exception
+    assert not test.warning
+    assert lost in [caption.value for caption in test.sidebar.caption]
+    assert test.button_group(key="granularity").value == "model"
+    assert "granularity" not in test.query_params
+
+
 def test_a_link_opens_the_close_up_whatever_the_measure(study: awd.Study) -> None:
     test = linked(close_up=TITLES["masks"], density="0.5")
     assert test.segmented_control(key="close_up").value == "masks"
