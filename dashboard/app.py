@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import controls, state
+from dashboard import controls, link, state
 from dashboard.awd_controls import nearby
 from dashboard.latency import begin_run, settle_server, solve_ahead
 
@@ -35,6 +35,7 @@ page = st.navigation(PAGES, position="top")
 def show_page() -> None:
     """Open the study, read the sidebar, draw the page."""
     begin_run()
+    link.remember()
     waiting, ready = st.empty(), state.is_ready()
     if not ready:
         waiting.info(FIRST_TIME, icon=":material/hourglass_top:")
@@ -50,6 +51,7 @@ def show_page() -> None:
         if not ready:
             waiting.empty()
     page.run()
+    link.tell(waiting)
     if page != OPEN:
         study, setting = state.current()
         solve_ahead(study, setting, nearby(setting.disentangle))

@@ -18,6 +18,7 @@ from awd_core.disentangle import PRESETS, alpha_path, match_norm
 from awd_core.elements import DENSITIES
 from awd_core.evaluation import LIVE_SAMPLE, evaluate_recipe, mean_accuracy
 from dashboard import studies
+from dashboard.close_ups import TITLES
 from dashboard.look import SHOWN
 from tests.helpers import family
 from tests.screens.pages import (
@@ -269,6 +270,45 @@ def test_a_link_sets_every_control(link: dict[str, str], settings: awd.Settings)
     test.run()
     assert not test.exception
     assert set_awd(test) == settings
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"granularity": "spectral"},
+        {"lambda": "99"},
+        {"method": "nope", "measure": "nope"},
+        {"experts": ["library", "exception", "nobody"]},
+        {"awd": "perhaps"},
+    ],
+    ids=str,
+)
+def test_what_a_link_asks_for_in_vain_is_said_once(link: dict[str, Any]) -> None:
+    test = linked(**link, block="block 3")
+    assert not test.exception
+    (warning,) = test.warning
+    for name, value in link.items():
+        refused = value[-1] if isinstance(value, list) else value
+        assert f"`{name}={refused}`" in warning.value
+    assert "block" not in warning.value
+    assert "library" not in warning.value
+    test.run()
+    assert not test.warning
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"lambda": "0.30", "granularity": "model", "awd": "TRUE", "steps": "300"},
+        {"alpha": "0.1 α_crit", "preset": "Start values", "penalty": "‖δ‖", "until": "after steps"},
+        {"method": "Task arithmetic", "measure": SHOWN["cosine"].title, "when": "before AWD"},
+        {"close_up": TITLES["agreement"], "density": "20%", "unknown": "kept"},
+        {"lambda": "0.5", "experts": ["library", "exception"], "block_factors": "block 1=0.5"},
+    ],
+    ids=str,
+)
+def test_a_link_that_names_defaults_was_not_in_vain(link: dict[str, Any]) -> None:
+    assert not linked(**link).warning
 
 
 def test_alpha_crit_and_knee_are_said_at_the_slider(study: awd.Study) -> None:
