@@ -193,8 +193,8 @@ def draw(found: Journal) -> None:
             "Pin",
             key="pin",
             icon=":material/keep:",
-            help="Keep this setting beside others: pages Tune and Compare. Pins stay in this"
-            " browser tab; the address holds the present setting alone.",
+            help="Keep this setting beside others: pages Tune and Compare. Loading the page anew"
+            " forgets pins and history; the address holds the present setting alone.",
             disabled=len(found.pins) >= MOST_PINS,
             on_click=pin,
             args=(found,),
@@ -214,7 +214,10 @@ def draw(found: Journal) -> None:
                 "Drop", key=f"unpin_{name}", type="tertiary", on_click=unpin, args=(found, name)
             )
     if found.pins:
-        st.caption("Pins stay in this browser tab. To share a setting, share the address.")
+        st.caption(
+            "Loading the page anew forgets pins and history. To keep a setting, give it a name"
+            " below or share the address."
+        )
     with st.expander("History and presets"):
         _named(found)
         _history(found)

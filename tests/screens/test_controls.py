@@ -147,9 +147,9 @@ def test_studies_open_by_path_and_are_then_recent(
     assert any("3 experts" in one.value for one in again.sidebar.markdown)
 
 
-def test_pins_say_that_they_stay_in_the_tab() -> None:
+def test_pins_say_what_forgets_them() -> None:
     said = " ".join(caption.value for caption in pinned("model").sidebar.caption)
-    assert "stay in this browser tab" in said
+    assert "Loading the page anew forgets pins and history" in said
 
 
 def test_the_words_of_the_first_load_are_gone_when_it_is_done() -> None:
