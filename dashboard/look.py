@@ -219,4 +219,6 @@ def chosen_experts(study: Study, place: DeltaGenerator) -> list[str]:
         "Experts shown", study.experts, key="experts", placeholder="all", bind="query-params"
     )
     kept = [expert for expert in study.experts if expert in chosen]
+    if len(kept) == 1:
+        place.caption(f"{kept[0]} alone has no pair: all experts are shown.")
     return kept if len(kept) > 1 else list(study.experts)

@@ -455,6 +455,15 @@ def test_experts_can_be_left_out_of_every_picture() -> None:
     }
 
 
+def test_one_expert_alone_is_said_to_leave_all_of_them(study: awd.Study) -> None:
+    said = "library alone has no pair: all experts are shown."
+    test = linked(experts="library")
+    assert said in [caption.value for caption in test.caption]
+    assert matrices(test)[0].columns == list(study.experts)
+    test.multiselect(key="experts").set_value(["library", "exception"]).run()
+    assert said not in [caption.value for caption in test.caption]
+
+
 def test_a_link_reopens_the_view(study: awd.Study) -> None:
     tensor = next(t.name for t in study.tensors if (t.block, t.kind) == ("block 2", "mlp.down"))
     test = linked(
