@@ -1,7 +1,7 @@
 """What page Interference looks at: which measure, which part of the model, which experts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import streamlit as st
@@ -167,6 +167,11 @@ class Part:
         return self.tensor or (cell(self.block, self.kind) if self.kind else self.block)
 
     @property
+    def around(self) -> str:
+        """What a tensor was chosen from."""
+        return replace(self, tensor=None).label
+
+    @property
     def words(self) -> str:
         """What it is called on the page."""
         return self.label
@@ -193,9 +198,10 @@ def chosen_part(study: Study, view: View, place: DeltaGenerator) -> Part:
         key="kind",
         bind="query-params",
     )
-    tensor = state.chosen_tensor()
     inside = {t.name for t in study.tensors if t.block == block and kind in (None, t.kind)}
-    return Part(str(block), kind, tensor if tensor in inside else None)
+    if state.chosen_tensor() not in inside:
+        state.choose_tensor(None)  # the address would go on naming a tensor of another block
+    return Part(str(block), kind, state.chosen_tensor())
 
 
 def _kinds(view: View, block: str) -> tuple[str, ...]:

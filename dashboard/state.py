@@ -334,6 +334,14 @@ def chosen_tensor() -> str | None:
     return st.query_params.get("tensor")
 
 
+def tick_row(key: str, row: int | None) -> None:
+    """Tick one row of a table, or none; before it is drawn."""
+    rows = [] if row is None else [row]
+    ticked = st.session_state.get(key)
+    if ticked is None or list(ticked["selection"].get("rows", ())) != rows:
+        st.session_state[key] = {"selection": {"rows": rows}}
+
+
 def forget_unless(key: str, options: Sequence[str]) -> None:
     """Forget what a widget was set to when it is no longer on offer, as in another study."""
     value = st.session_state.get(key)

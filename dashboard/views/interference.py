@@ -85,6 +85,8 @@ def _pictures(study: Study, setting: Setting, view: View) -> None:
         with scrubber:
             part = chosen_part(study, view, first)
         experts = chosen_experts(study, second)
+        if part.tensor:
+            _way_back(part)
         draw_first(
             lambda chosen: _matrices(state.view(study, chosen), look, part, experts),
             setting,
@@ -96,6 +98,17 @@ def _pictures(study: Study, setting: Setting, view: View) -> None:
     close_ups.draw(study, view, part, look.measure.key)
     if study.n_experts > 2:
         _alike(study)
+
+
+def _way_back(part: Part) -> None:
+    st.caption(f"One tensor alone: `{part.tensor}`.")
+    st.button(
+        f"All of {part.around}",
+        key="all_of_block",
+        icon=":material/arrow_back:",
+        on_click=state.choose_tensor,
+        args=(None,),
+    )
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
@@ -226,6 +239,8 @@ def _tensors(view: View, part: Part) -> None:
     prefix = _common_prefix(names)
     shown = ("tensor", "cosine_before", "cosine_after", "cosine_by_chance", "redundant_norm")
     number = st.column_config.NumberColumn
+    # The same row of another block is another tensor, and a link ticks no row by itself.
+    state.tick_row("tensors", names.index(part.tensor) if part.tensor in names else None)
     st.dataframe(
         table.assign(tensor=[name.removeprefix(prefix) for name in names]),
         key="tensors",

@@ -487,6 +487,29 @@ def test_a_link_reopens_the_view(study: awd.Study) -> None:
     np.testing.assert_allclose(matrices(test)[0].array, expected, atol=1e-8)
 
 
+def test_a_chosen_tensor_belongs_to_its_block(study: awd.Study) -> None:
+    tensor = next(t.name for t in study.tensors if (t.block, t.kind) == ("block 3", "mlp.down"))
+    test = linked(block="block 3", tensor=tensor)
+    position = list(test.dataframe(key="tensors").value["tensor"].map(tensor.endswith)).index(True)
+    assert ticked_rows(test) == [position]
+    alone = matrices(test)[0].array
+    test.button(key="all_of_block").click().run()
+    assert not test.exception
+    assert ticked_rows(test) == []
+    assert "tensor" not in test.query_params
+    assert not np.allclose(matrices(test)[0].array, alone, equal_nan=True)
+    test = linked(block="block 3", tensor=tensor)
+    test.select_slider(key="block").set_value("block 2").run()
+    assert not test.exception
+    assert ticked_rows(test) == []
+    assert "tensor" not in test.query_params
+    assert "all_of_block" not in [button.key for button in test.button]
+
+
+def ticked_rows(test: AppTest) -> list[int]:
+    return list(test.session_state["tensors"]["selection"]["rows"])
+
+
 def test_a_link_sets_every_coefficient() -> None:
     test = linked(apart="true", lambda_of_library="0.75", lambda_of_exception="-0.5")
     code = test.switch_page("views/merge.py").run().code[0].value
