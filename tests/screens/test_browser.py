@@ -106,6 +106,40 @@ def test_a_click_on_a_cell_chooses_its_block(app_server: AppServer, page: Page) 
     expect(page.get_by_text("Tensors of block 1").first).to_be_visible(timeout=SOON)
 
 
+def test_a_ticked_tensor_goes_with_its_block(app_server: AppServer, page: Page) -> None:
+    page.set_default_timeout(SOON)
+    visit(page, app_server, "?block=block+2")
+    back = page.get_by_role("button", name=re.compile("^(.* )?All of block"))
+    tick_second_tensor(page)
+    expect(back).to_be_visible(timeout=SOON)
+    assert "tensor=" in page.url
+    linked = page.url
+    page.locator("input[aria-label=Block]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", name="Tensors of block 3")).to_be_visible(timeout=SOON)
+    expect(back).to_be_hidden(timeout=SOON)
+    expect(page).not_to_have_url(re.compile("tensor="), timeout=SOON)
+    tick_second_tensor(page)  # were it ticked still, this would take the tick away
+    expect(back).to_have_text(re.compile("All of block 3"), timeout=SOON)
+    page.goto(linked)
+    back.click()
+    expect(back).to_be_hidden(timeout=SOON)
+    expect(page).not_to_have_url(re.compile("tensor="), timeout=SOON)
+    tick_second_tensor(page)
+    expect(back).to_be_visible(timeout=SOON)
+    assert page.url == linked
+
+
+def tick_second_tensor(page: Page) -> None:
+    page.locator(IDLE).wait_for(timeout=SOON)
+    table = page.locator(".st-key-tensors canvas").first
+    table.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)  # the table moves while charts above it are drawn
+    box = table.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 15, box["y"] + 35 + 1.5 * 35)  # a header and rows of 35 pixels
+
+
 def test_the_numbers_choose_a_block_by_keyboard(app_server: AppServer, page: Page) -> None:
     visit(page, app_server)
     page.get_by_text("The numbers, and what they are").click(timeout=SOON)
@@ -265,6 +299,15 @@ def test_a_link_to_a_study_that_is_not_here_says_so(app_server: AppServer, page:
     expect(page.get_by_text("not on this machine").first).to_be_visible(timeout=SOON)
     page.get_by_role("link", name="Open another study").click()
     expect(page.get_by_role("heading", name="Open other models")).to_be_visible(timeout=SOON)
+
+
+def test_a_link_asking_in_vain_says_so_and_stays_a_page(app_server: AppServer, page: Page) -> None:
+    visit(page, app_server, "tune?method=nope&block_factors=garbage")
+    page.locator(IDLE).wait_for(timeout=SOON)
+    expect(page.get_by_text("The link asks for what is not offered")).to_be_visible(timeout=SOON)
+    expect(page.get_by_role("textbox", name="Factors")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("The factors of λ by block cannot be read")).to_be_visible()
+    expect(page.get_by_text("This cannot be shown")).to_have_count(0)
 
 
 def test_dark_pages_have_dark_figures(app_server: AppServer, browser: Browser) -> None:
