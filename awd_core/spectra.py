@@ -4,8 +4,8 @@ For every matrix that an expert changes, Delta_k = tau_k = U_k S_k V_k^T. Kept o
 the q = floor(r / K) leading triplets, r = min(rows, columns), as TSV-M keeps them. What comes of
 them is small and stays with the study; the vectors themselves are not kept.
 
-Matrices whose short side is at most `EXACT_SIDE` are decomposed in full; larger ones by a
-randomised SVD (Halko et al., arXiv 0909.4061) of q + OVERSAMPLING directions.
+A matrix is decomposed in full, unless it is large and there are many experts: then by a randomised
+SVD (Halko et al., arXiv 0909.4061) of q + OVERSAMPLING directions, where that takes less time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import numpy as np
 from awd_core.arrays import Array, falling, namespace, on_host
 from awd_core.spectral import left_basis, rotated_grams
 
-EXACT_SIDE = 512
+# Up to this short side every matrix is decomposed in full, .24 s at 1024 x 1024.
+EXACT_SIDE = 1024
+# To look for more than this share of all directions takes as long as a full decomposition, and on
+# a flat spectrum it errs by 2 to 5 % of a singular value (`benchmarks.decompositions`).
+RANDOMISED_SHARE = 1 / 4
 OVERSAMPLING = 32
 POWER_ITERATIONS = 4
 # Triplets whose singular value is below this share of the largest are rounding: an expert of rank
@@ -63,6 +67,14 @@ class Leading:
     left: Array
     strengths: Array
     right: Array
+
+
+def in_full(side: int, count: int) -> bool:
+    """Whether a matrix is decomposed in full: by its short side, and the triplets kept of it.
+
+    Decided by time: `benchmarks.decompositions`.
+    """
+    return side <= EXACT_SIDE or count + OVERSAMPLING > RANDOMISED_SHARE * side
 
 
 def leading_triplets(matrix: Array, count: int, seed: int, exact: bool) -> Leading:
@@ -158,7 +170,8 @@ def matrix_spectra(
     total: Array = 0.0
     for k, tau in enumerate(sweep()):
         count = min(max(1, side // n_experts), *tau.shape)
-        found.append(leading_triplets(tau, count, _seed(name, k), min(tau.shape) <= EXACT_SIDE))
+        exact = in_full(min(tau.shape), count)
+        found.append(leading_triplets(tau, count, _seed(name, k), exact))
         total = total + tau
     blocks, contributions = interference_blocks(found)
     left = namespace(total).concatenate([one.left for one in found], 1)

@@ -57,7 +57,8 @@ def collect_spectra(
         MismatchError: The weights are not those of the study.
         Cancelled: `cancel` returned True; the study is as it was.
 
-    Cost: for every matrix K + 1 eigendecompositions of its short side, or K randomised ones.
+    Cost: for every matrix K + 1 eigendecompositions of its short side; of large ones with many
+    experts one, and K randomised ones.
     """
     if study.path is None or study.scales is not None:
         raise StudyError(

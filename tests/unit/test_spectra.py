@@ -169,8 +169,19 @@ def test_the_randomised_decomposition_is_near_the_full_one(shape: tuple[int, int
     assert torch.equal(again.left, found.left)
 
 
+@pytest.mark.parametrize(
+    ("side", "n_experts", "expected"),
+    [(384, 5, True), (1024, 64, True), (2048, 4, True), (2048, 8, False), (4096, 2, True)],
+)
+def test_randomised_only_where_that_takes_less_time(
+    side: int, n_experts: int, expected: bool
+) -> None:
+    assert core.in_full(side, side // n_experts) is expected
+
+
 def test_large_matrices_count_what_was_not_found_as_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "EXACT_SIDE", 1)
+    monkeypatch.setattr(core, "RANDOMISED_SHARE", 0.5)
     monkeypatch.setattr(core, "OVERSAMPLING", 4)
     rng = np.random.default_rng(6)
     held = [torch.from_numpy(rng.standard_normal((40, 60))) for _ in range(4)]
