@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from awd_core.arrays import Array, falling, namespace, on_host
-from awd_core.spectral import left_basis, rotated_grams
+from awd_core.spectral import left_basis, padded, rotated_grams
 
 # Up to this short side every matrix is decomposed in full, .24 s at 1024 x 1024.
 EXACT_SIDE = 1024
@@ -158,8 +158,9 @@ def matrix_spectra(
     Args:
         name: Of the tensor; decides the draws of a randomised decomposition.
         n_experts: K.
-        side: r of the whole matrix. Rows of zeros may be left out of what follows.
-        sweep: Starts the matrices tau_k anew, (rows, columns) float64, expert by expert.
+        side: r of the whole matrix.
+        sweep: Starts the matrices tau_k anew, (rows, columns) float64, expert by expert; without
+            rows in which nobody moves, or in other orthonormal bases that span all of them.
 
     Returns:
         The second is what `awd_core.spectral.spectral_grams` returns.
@@ -170,8 +171,8 @@ def matrix_spectra(
     total: Array = 0.0
     for k, tau in enumerate(sweep()):
         count = min(max(1, side // n_experts), *tau.shape)
-        exact = in_full(min(tau.shape), count)
-        found.append(leading_triplets(tau, count, _seed(name, k), exact))
+        whole = in_full(min(tau.shape), count)
+        found.append(leading_triplets(tau, count, _seed(name, k), whole))
         total = total + tau
     blocks, contributions = interference_blocks(found)
     left = namespace(total).concatenate([one.left for one in found], 1)
@@ -179,8 +180,12 @@ def matrix_spectra(
     for tau in sweep():
         energies = ((left.T @ tau) ** 2).sum(1)
         aligned.append(on_host(energies.reshape(n_experts, -1).sum(1)))
+    values = np.stack([on_host(one.values) for one in found]).astype(np.float32)
+    if values.shape[1] == min(total.shape):
+        # All that there are: in the directions that were left out nobody moves.
+        values = np.pad(values, ((0, 0), (0, side - values.shape[1])))
     spectra = Spectra(
-        values=np.stack([on_host(one.values) for one in found]).astype(np.float32),
+        values=values,
         strengths=np.array([float(one.strengths.sum()) for one in found]),
         counts=np.array([int((one.strengths > 0).sum()) for one in found]),
         blocks=blocks,
@@ -188,7 +193,7 @@ def matrix_spectra(
         aligned=np.stack(aligned),
     )
     grams = rotated_grams(left_basis(total), sweep())
-    return spectra, np.pad(grams, ((0, side - len(grams)), (0, 0), (0, 0)))
+    return spectra, padded(grams, side)
 
 
 def _seed(name: str, expert: int) -> int:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from awd_core import files
 from awd_core.arrays import Array, namespace, numpy_in_one_thread
 from awd_core.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from awd_core.common_bases import in_common_bases
 from awd_core.devices import resolve_device
 from awd_core.errors import MismatchError, StudyError
 from awd_core.gram import pack
@@ -117,10 +118,10 @@ def _all_spectra(
 def _spectra(
     experts: Sequence[Checkpoint], device: str, tensor: StoredTensor
 ) -> tuple[Spectra, np.ndarray]:
-    side = min(tensor.matrix_shape)
-    moved = _moved_rows(tensor, experts, device)
-    sweep = partial(matrices, tensor, experts, device) if moved is None else lambda: moved
-    return matrix_spectra(tensor.name, len(experts), side, sweep)
+    small = in_common_bases(tensor, experts)
+    held = _moved_rows(tensor, experts, device) if small is None else small.vectors
+    sweep = partial(matrices, tensor, experts, device) if held is None else lambda: held
+    return matrix_spectra(tensor.name, len(experts), min(tensor.matrix_shape), sweep)
 
 
 def _moved_rows(tensor: StoredTensor, experts: Sequence[Checkpoint], device: str) -> Array | None:

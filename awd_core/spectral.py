@@ -19,6 +19,7 @@ import numpy as np
 from awd_core.arrays import Array, falling, namespace, numpy_in_one_thread, on_host
 from awd_core.checkpoints import Checkpoint, StoredTensor
 from awd_core.checkpoints.estimate import free_memory
+from awd_core.common_bases import in_common_bases
 from awd_core.lazy import torch
 from awd_core.stream import chunks
 
@@ -33,9 +34,14 @@ def spectral_grams(tensor: StoredTensor, experts: Sequence[Checkpoint], device: 
     r = min(rows, columns), in falling order of singular values; 0 in negligible directions. The sum
     over r is the Gram of the parts of tau_k that lie in the span of U.
 
-    Cost: two readings of the experts and an eigendecomposition of size r.
+    Cost: two readings of the experts and an eigendecomposition of size r; of LoRA experts only
+    decompositions of the size of their ranks.
     """
     with numpy_in_one_thread():
+        small = in_common_bases(tensor, experts)
+        if small is not None:
+            grams = rotated_grams(left_basis(small.vectors.sum(0)), small.vectors)
+            return padded(grams, min(tensor.matrix_shape))
         basis = _left_basis(tensor, experts, device)
         return rotated_grams(basis, matrices(tensor, experts, device))
 
@@ -61,6 +67,11 @@ def rotated_grams(basis: Array, vectors: Iterable[Array]) -> np.ndarray:
     return np.tril(grams) + np.tril(grams, -1).swapaxes(1, 2)
 
 
+def padded(grams: np.ndarray, side: int) -> np.ndarray:
+    """The same with zeros for the directions, up to `side`, in which nobody moves."""
+    return np.pad(grams, ((0, side - len(grams)), (0, 0), (0, 0)))
+
+
 def spectral_redundant(
     tensor: StoredTensor, experts: Sequence[Checkpoint], device: str, c: np.ndarray
 ) -> torch.Tensor:
@@ -72,11 +83,20 @@ def spectral_redundant(
         device: Where to compute.
         c: Span coefficients, (r, K).
     """
-    basis = _left_basis(tensor, experts, device)
-    coefficients = namespace(basis).asarray(c.T, device=basis.device)[:, :, None]
-    parts = zip(coefficients, matrices(tensor, experts, device), strict=True)
-    rotated = sum(of_expert * (basis.T @ tau) for of_expert, tau in parts)
-    return torch.as_tensor(basis @ rotated)
+    small = in_common_bases(tensor, experts)
+    if small is None:
+        basis = _left_basis(tensor, experts, device)
+        return torch.as_tensor(_rotated_back(basis, matrices(tensor, experts, device), c))
+    inner = _rotated_back(left_basis(small.vectors.sum(0)), small.vectors, c)
+    return torch.as_tensor(small.left @ inner @ small.right.T).to(device)
+
+
+def _rotated_back(basis: Array, vectors: Iterable[Array], c: np.ndarray) -> Array:
+    """U D with `D_r = sum_k c_rk (U^T tau_k)_r`, over the directions of the basis."""
+    own = c.T[:, : basis.shape[1]]
+    coefficients = namespace(basis).asarray(own, device=basis.device)[:, :, None]
+    parts = zip(coefficients, vectors, strict=True)
+    return basis @ sum(of_expert * (basis.T @ tau) for of_expert, tau in parts)
 
 
 def left_basis(total: Array) -> Array:
