@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.arithmetic import diagonal
 from awd_core.disentangle import Disentangled, Moments, cosines
-from awd_core.disentangle.objective import SWALLOWED
+from awd_core.disentangle.objective import left_of_experts
 from awd_core.elements import ElementCounts
 from awd_core.study import Study
 
@@ -134,7 +134,9 @@ class View:
         moments = self.moments(scope)
         if when == "before":
             return moments.grams
-        return self.once(("grams after", scope), lambda: _disentangled(moments))
+        return self.once(
+            ("grams after", scope), lambda: left_of_experts(moments.grams, moments.disentangled)
+        )
 
     def cosines(self, scope: Scope, when: When) -> np.ndarray:
         """`cos(v_i, v_j)`, (parts, K, K); NaN where a vector is zero, 1 on the diagonal."""
@@ -187,13 +189,6 @@ def factors_by_tensor(study: Study, by_block: Mapping[str, float]) -> np.ndarray
     if not by_block:
         return None
     return np.array([by_block.get(tensor.block, 1.0) for tensor in study.tensors])
-
-
-def _disentangled(moments: Moments) -> np.ndarray:
-    grams = moments.disentangled
-    before, after = diagonal(moments.grams), diagonal(grams)
-    alive = (before > 0) & (after > SWALLOWED**2 * before)
-    return grams * (alive[:, :, None] & alive[:, None, :])
 
 
 def _parts(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

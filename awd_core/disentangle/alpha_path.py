@@ -8,6 +8,7 @@ from awd_core.disentangle.gram_solver import Descent, run
 from awd_core.disentangle.objective import (
     critical_alphas,
     disentangled_grams,
+    left_of_experts,
     mean_absolute_cosine,
     mean_norms,
 )
@@ -68,7 +69,7 @@ def alpha_path(
     path = AlphaPath(
         alpha=alpha,
         critical=critical,
-        mean_absolute_cosine=mean_absolute_cosine(after),
+        mean_absolute_cosine=mean_absolute_cosine(left_of_experts(grams, after)),
         redundant_norm=norms,
         relative_redundant_norm=norms / (mean_norms(gram) or np.nan),
         retained_norm=np.sqrt(np.maximum(0.0, after.sum((1, 2))) / (gram.sum() or np.nan)),

@@ -45,6 +45,21 @@ def disentangled_grams(grams: np.ndarray, coefficients: np.ndarray) -> np.ndarra
     return grams - products[..., :, None] - products[..., None, :] + squares[..., None, None]
 
 
+def left_of_experts(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """M with zeros where nothing of an expert is left, (..., K, K).
+
+    A zero task vector stays zero, for its v = -delta says nothing of the expert; so does one that
+    delta swallowed, of which only rounding is left.
+
+    Args:
+        before: G, the Gram of the task vectors.
+        after: M, the Gram of the v_k.
+    """
+    lengths, rests = (np.einsum("...ii->...i", grams) for grams in (before, after))
+    alive = (lengths > 0) & (rests > SWALLOWED**2 * lengths)
+    return after * (alive[..., :, None] & alive[..., None, :])
+
+
 def cosines(grams: np.ndarray) -> np.ndarray:
     """`C_ij = G_ij / sqrt(G_ii G_jj)`, (..., K, K); NaN for a zero vector, 1 on the diagonal."""
     squares = np.einsum("...ii->...i", grams)

@@ -9,6 +9,7 @@ from awd_core.disentangle.groups import Groups
 from awd_core.disentangle.objective import (
     cosines,
     disentangled_grams,
+    left_of_experts,
     mean_absolute_cosine,
 )
 from awd_core.disentangle.settings import Settings
@@ -112,20 +113,23 @@ class Disentangled:
 
     @property
     def cosine_after(self) -> np.ndarray:
-        """`cos(v_i, v_j)` over the whole model, (K, K)."""
-        return cosines(self.model.disentangled)
+        """`cos(v_i, v_j)` over the whole model, (K, K); NaN where a vector is zero."""
+        return cosines(left_of_experts(self.model.grams, self.model.disentangled))
 
     @property
     def mean_absolute_cosine(self) -> tuple[float, float]:
         """Mean |cos| over pairs, whole model, before and after."""
-        before, after = self.model.grams, self.model.disentangled
+        before = self.model.grams
+        after = left_of_experts(before, self.model.disentangled)
         return float(mean_absolute_cosine(before)), float(mean_absolute_cosine(after))
 
     @property
     def objective(self) -> tuple[float, float]:
         """L_O averaged over groups, before and after: what the descent made small."""
-        before = mean_absolute_cosine(self.groups.grams)
-        after = mean_absolute_cosine(disentangled_grams(self.groups.grams, self.span_coefficients))
+        grams = self.groups.grams
+        before = mean_absolute_cosine(grams)
+        disentangled = disentangled_grams(grams, self.span_coefficients)
+        after = mean_absolute_cosine(left_of_experts(grams, disentangled))
         kept = ~np.isnan(before)
         if not kept.any():
             return 0.0, 0.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import awd_core as awd
-from awd_core.disentangle import PRESETS, alpha_path, critical_alphas, match_norm
+from awd_core.disentangle import PRESETS, Granularity, alpha_path, critical_alphas, match_norm
 from awd_core.disentangle.gram_solver import Descent, descend
 from awd_core.errors import RecipeError
 from tests.analysis_studies import SHAPES, collected, random_vectors
@@ -265,3 +265,17 @@ def test_descend_keeps_its_short_form() -> None:
     c, losses = descend(gram, Descent(np.array([0.1]), np.array([0.01]), 10))
     assert c.shape == (1, 2)
     assert losses.shape == (11,)
+
+
+@pytest.mark.parametrize("granularity", ["model", "tensor"])
+def test_an_expert_that_is_the_base_has_no_cosine_after_awd_either(
+    tmp_path: Path, granularity: Granularity
+) -> None:
+    study = collected(tmp_path, altered(e1=np.zeros(3)), LABELS)
+    solved = awd.disentangle(study, granularity=granularity, alpha_relative=0.1, steps=300)
+    assert np.isnan(solved.cosine_after[1]).all()
+    assert solved.mean_absolute_cosine[1] == pytest.approx(abs(solved.cosine_after[0, 2]))
+    before, after = solved.objective
+    assert after < before
+    path = alpha_path(study)
+    assert (path.mean_absolute_cosine <= path.mean_absolute_cosine[-1] + 1e-9).all()
