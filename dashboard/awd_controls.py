@@ -283,9 +283,11 @@ def _constraint(
     critical = _critical_alphas(study, shape.granularity)
     middle = float(np.median(critical)) if len(critical) else 0.0
     if shape.constraint == PAPER:
+        alphas = sorted({*ALPHAS, middle})
+        state.keep_near("alpha_paper", alphas)
         alpha = st.select_slider(
             "Norm constraint α",
-            sorted({*ALPHAS, middle}),
+            alphas,
             value=at_start["alpha_paper"],
             format_func=lambda value: f"{value:.3g}" + (" = α_crit" if value == middle else ""),
             key="alpha_paper",
@@ -297,11 +299,14 @@ def _constraint(
         )
         _say_critical(study, shape, penalty, critical)
         return {} if free else {"alpha": float(alpha)}
+    knee = _knee(study)
+    fractions = sorted({*FRACTIONS, knee or 0.0})
+    state.keep_near("alpha", fractions)
     fraction = st.select_slider(
         "Norm constraint α",
-        FRACTIONS,
+        fractions,
         value=at_start["alpha"],
-        format_func=lambda value: "α_crit" if value == CRITICAL else f"{value:g} α_crit",
+        format_func=lambda value: _multiple_of_critical(value, knee),
         key="alpha",
         on_change=_follow,
         args=("alpha", "alpha_relative"),
@@ -364,7 +369,21 @@ def _say_critical(
         st.caption(
             f"Each {group_noun(shape.granularity)} has its own α_crit: {critical.min():.3g} to"
             f" {critical.max():.3g}, median {np.median(critical):.3g}, in the paper's units."
+            + (" The knee is that of the whole model." if fraction is not None else "")
         )
+
+
+def _knee(study: Study) -> float | None:
+    """The knee of the path of the whole model over alpha_crit; None where there is none."""
+    path = state.alpha_path(study)
+    if path.knee is None:
+        return None
+    return float(f"{path.alpha[path.knee] / path.critical:.2g}")
+
+
+def _multiple_of_critical(value: float, knee: float | None) -> str:
+    said = "α_crit" if value == CRITICAL else f"{value:g} α_crit"
+    return f"{said} (knee)" if value == knee else said
 
 
 def _critical_and_knee(study: Study, critical: float, fraction: float | None) -> str:

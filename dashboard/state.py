@@ -349,6 +349,17 @@ def forget_unless(key: str, options: Sequence[str]) -> None:
         del st.session_state[key]
 
 
+def keep_near(key: str, options: Sequence[float]) -> None:
+    """Set a slider to the nearest of its stops where it has lost its own; before it is drawn.
+
+    Stops that depend on the study, or on other controls, come and go; left to itself the slider
+    would fall back to where it started, and the address would not follow.
+    """
+    value = st.session_state.get(key)
+    if value is not None and value not in options:
+        st.session_state[key] = min(options, key=lambda option: abs(option - value))
+
+
 def remember(study: Study, setting: Setting) -> None:
     """Keep the setting for the page that runs next."""
     st.session_state["current"] = (study, setting)

@@ -326,6 +326,28 @@ def test_alpha_crit_and_knee_are_said_at_the_slider(study: awd.Study) -> None:
     assert f"α_crit = {path.critical:.3g}, knee of the path at {knee:.3g}." in said
 
 
+def test_the_knee_is_a_stop_of_the_slider_and_stays_set_below_the_model(study: awd.Study) -> None:
+    path = alpha_path(study)
+    assert path.knee is not None
+    knee = float(f"{path.alpha[path.knee] / path.critical:.2g}")
+    test = linked(alpha=f"{knee:g} α_crit (knee)")
+    assert not test.warning
+    assert set_awd(test) == view(study, **START | {"alpha_relative": knee}).disentangled.settings
+    test.button_group(key="granularity").set_value("row").run()
+    assert test.select_slider(key="alpha").value == knee
+    assert any("knee is that of the whole model" in one.value for one in test.sidebar.caption)
+
+
+def test_alpha_stays_near_a_stop_that_is_gone(study: awd.Study) -> None:
+    critical = alpha_path(study).critical
+    test = linked(alpha_units="paper's units")
+    test.select_slider(key="alpha_paper").set_value(critical).run()
+    test.button_group(key="granularity").set_value("row").run()
+    found = set_awd(test)
+    assert found is not None
+    assert found.alpha == pytest.approx(critical, rel=0.3)
+
+
 def test_alpha_path_has_the_setting_on_it_and_stays_when_lambda_moves(study: awd.Study) -> None:
     test = on("tune")
     key = "alpha_path_mean_absolute_cosine"
