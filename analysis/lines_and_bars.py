@@ -288,6 +288,10 @@ def _alpha_marks(table: pd.DataFrame, theme: Theme) -> tuple[list[Trace], list[T
     return lines, names
 
 
+# Colours by place in `Theme.experts`: a pin never stands beside the last setting.
+_PLACES_OF_PINS = {letter: place for place, letter in enumerate("ABCDEF", start=1)}
+
+
 def accuracy_bars(
     table: pd.DataFrame, title: str = "Accuracy on each task", theme: Theme = LIGHT
 ) -> go.Figure:
@@ -335,20 +339,16 @@ def _accuracies(table: pd.DataFrame, setting: str, colour: str, theme: Theme) ->
 
 
 def _setting_colours(settings: Sequence[str], theme: Theme) -> list[str]:
-    """One colour for each of the usual settings, whichever others stand beside it.
+    """One colour for each setting, whichever others stand beside it or are still awaited.
 
-    Base and experts do not change and are grey; settings of other names have the colours after.
+    Base and experts do not change and are grey; a pin has the colour of its letter.
     """
-    usual = {
-        "base": theme.quiet,
-        "own expert": theme.muted,
-        "this setting": theme.expert(0),
-        "now": theme.expert(0),
-        "last setting": theme.expert(1),
-    }
-    others = [setting for setting in settings if setting not in usual]
-    colours = {name: theme.expert(place) for place, name in enumerate(others, start=2)}
-    return [(usual | colours)[setting] for setting in settings]
+    greys = {"base": theme.quiet, "own expert": theme.muted}
+    places = {"this setting": 0, "now": 0, "last setting": 1, **_PLACES_OF_PINS}
+    return [
+        greys.get(setting) or theme.expert(places.get(setting, place))
+        for place, setting in enumerate(settings)
+    ]
 
 
 def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:

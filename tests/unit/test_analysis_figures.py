@@ -329,6 +329,8 @@ def test_a_setting_keeps_its_colour_when_another_joins() -> None:
         (("base", "own expert", "last setting", "this setting"), ("own expert", "this setting")),
         (("base", "own expert", "last setting", "this setting"), ("own expert", "last setting")),
         (("base", "own expert", "A", "B", "now"), ("own expert", "A", "now")),
+        (("base", "own expert", "A", "B", "now"), ("own expert", "B", "now")),
+        (("base", "own expert", *"ABCDEF", "now"), ("own expert", "F", "C")),
     ):
         together = colours(*joined)
         assert colours("base", *alone) == {name: together[name] for name in ("base", *alone)}
