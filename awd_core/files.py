@@ -27,9 +27,18 @@ def require_new(out: Path) -> None:
     """Refuse to write over anything.
 
     Raises:
-        OutputError: `out` exists already.
+        OutputError: `out` exists already, or cannot.
     """
-    if out.exists() or out.is_symlink():
+    try:
+        exists = out.exists() or out.is_symlink()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(
+            "The output cannot be written",
+            where=out,
+            received=error.strerror or error,
+            remedy="Choose another name or folder.",
+        ) from error
+    if exists:
         raise OutputError(
             "The output exists already",
             where=out,
@@ -45,16 +54,37 @@ def require_space(out: Path, n_bytes: int) -> None:
     Raises:
         OutputError: Less than `n_bytes` are free where `out` will be.
     """
-    folder = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_space(out)
     if free < n_bytes:
         raise OutputError(
             "There is not enough space on the disk",
-            where=folder,
-            received=f"{free / 1e9:.2f} GB free",
-            expected=f"{n_bytes / 1e9:.2f} GB",
+            where=_nearest(out),
+            received=f"{sized(free)} free",
+            expected=f"at least {sized(n_bytes)}",
             remedy="Free some space, or choose another disk.",
         )
+
+
+def free_space(out: Path) -> int:
+    """Bytes that are free where `out` is or will be."""
+    return shutil.disk_usage(_nearest(out)).free
+
+
+def sized(n_bytes: float) -> str:
+    """`12 bytes`, `1.3 kB`, `91 MB`: in the unit that leaves one to three digits."""
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} bytes"
+    units = ("kB", "MB", "GB", "TB")
+    power = next((p for p in (1, 2, 3) if n_bytes < 999.5 * 1000**p), 4)
+    value = n_bytes / 1000**power
+    return (
+        f"{value:,.1f} {units[power - 1]}" if value < 9.95 else f"{value:,.0f} {units[power - 1]}"
+    )
+
+
+def _nearest(out: Path) -> Path:
+    """What is there of a path: itself, or the first folder above it."""
+    return next(parent for parent in (out, *out.absolute().parents) if parent.exists())
 
 
 @contextmanager

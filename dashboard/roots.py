@@ -17,9 +17,17 @@ def allowed(path: str) -> Path:
     """The folder, with links resolved.
 
     Raises:
-        AwdError: It lies outside the allowed roots.
+        AwdError: It lies outside the allowed roots, or is no path at all.
     """
-    resolved = Path(path).expanduser().resolve()
+    try:
+        resolved = Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AwdError(
+            "This is not a path on this machine",
+            where=repr(path),
+            received=str(error),
+            expected=f"a folder under {', '.join(map(str, allowed_roots()))}",
+        ) from error
     if not is_allowed(resolved):
         raise AwdError(
             "This folder is outside of what the app may open",
@@ -38,7 +46,6 @@ def is_allowed(path: Path) -> bool:
 
 def allowed_source(source: str) -> str:
     """A folder under the allowed roots, or a source that is no path on this machine."""
-    path = Path(source).expanduser()
-    if path.exists() or source.startswith(("/", ".", "~")):
+    if source.startswith(("/", ".", "~")) or Path(source).exists():
         return str(allowed(source))
     return source

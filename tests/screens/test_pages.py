@@ -633,3 +633,20 @@ def test_export_over_an_existing_folder_says_so(
     test.text_input[0].set_value(str(tmp_path)).run()
     press(test, "Export")
     assert "exists already" in test.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("~nobody-of-this-name/merged", "not a path"),
+        ("mer\0ged", "not a path"),
+        ("m" * 5000, "cannot be written"),
+    ],
+)
+def test_an_output_that_is_no_path_is_said(written: str, words: str) -> None:
+    test = on("merge")
+    test.text_input[0].set_value(written).run()
+    assert not test.exception
+    press(test, "Export")
+    assert not test.exception
+    assert words in test.error[0].value

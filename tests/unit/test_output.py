@@ -428,11 +428,34 @@ def test_too_little_space_is_refused_before_anything_is_written(
     n_bytes = sum(tensor.nbytes for tensor in one.base_state.values())
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=n_bytes - 1))
-    with pytest.raises(awd.AwdError, match=r"not enough space.*GB free.*Free some space"):
+    with pytest.raises(awd.AwdError, match=r"not enough space.* kB free.*Free some space"):
         awd.merge(one.recipe(), tmp_path / "deep" / "er" / "out")
     assert tree(tmp_path) == before
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=n_bytes))
     awd.merge(one.recipe(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "said"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (9_960, "10 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (90_900_000, "91 MB"),
+        (2.26e9, "2.3 GB"),
+        (3.2e15, "3,200 TB"),
+    ],
+)
+def test_sizes_are_said_in_a_unit_that_shows_them(n_bytes: float, said: str) -> None:
+    assert files.sized(n_bytes) == said
+
+
+def test_a_name_that_no_disk_takes_is_refused(one: Family, tmp_path: Path) -> None:
+    with pytest.raises(awd.AwdError, match=r"cannot be written.*too long.*another name"):
+        awd.merge(one.recipe(), tmp_path / ("m" * 300))
 
 
 @pytest.fixture
