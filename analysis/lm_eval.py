@@ -1,6 +1,7 @@
 """Results of the EleutherAI harness (`lm_eval --output_path`), read from their JSON."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -23,14 +24,37 @@ def read_lm_eval(text: str, name: str) -> pd.DataFrame:
     """
     try:
         found = json.loads(text)
-        results = found["results"]
-        model = _model(found) or name
-        rows = [row for task, numbers in results.items() for row in _rows(model, task, numbers)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _refused(name, f"{type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise _refused(name, f"no JSON: {error}") from error
+    results = found.get("results") if isinstance(found, dict) else None
+    if not isinstance(results, dict):
+        raise _refused(name, "JSON without `results` by task")
+    model = _model(found) or name
+    rows = [
+        row
+        for task, numbers in results.items()
+        if isinstance(numbers, dict)
+        for row in _rows(model, task, numbers)
+    ]
     if not rows:
         raise _refused(name, "no task with a number")
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def beside(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Results of several files, by name, as one table; models of one name have their file's, too.
+
+    Else numbers of two runs of one model would pass for one.
+    """
+    models = pd.concat([table["model"].drop_duplicates() for table in tables.values()])
+    several = set(models[models.duplicated()])
+    named = [
+        table.assign(
+            model=[f"{model} ({name})" if model in several else model for model in table["model"]]
+        )
+        for name, table in tables.items()
+    ]
+    return pd.concat(named, ignore_index=True)
 
 
 def _refused(name: str, received: str) -> AwdError:
@@ -46,7 +70,8 @@ def _model(found: dict[str, Any]) -> str | None:
     """The folder or id that was evaluated."""
     if model := found.get("model_name"):
         return str(model)
-    arguments = found.get("config", {}).get("model_args", "")
+    config = found.get("config")
+    arguments = config.get("model_args", "") if isinstance(config, dict) else ""
     if isinstance(arguments, dict):
         return arguments.get("pretrained")
     parts = dict(part.split("=", 1) for part in str(arguments).split(",") if "=" in part)

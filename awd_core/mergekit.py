@@ -15,7 +15,7 @@ from awd_core.disentangle import Disentangled, solve
 from awd_core.errors import RecipeError
 from awd_core.method import LinearMethod
 from awd_core.recipe import Recipe
-from awd_core.study import Study, equalise_norms
+from awd_core.study import SourceInfo, Study, equalise_norms
 
 EXPORTED = ("model", "block", "tensor")
 
@@ -42,10 +42,10 @@ def to_mergekit(recipe: Recipe, study: Study | None = None) -> str:
     weights = [_weight(multipliers, solved, study, k) for k in range(len(recipe.experts))]
     configuration = {
         "merge_method": "task_arithmetic",
-        "base_model": recipe.base,
+        "base_model": _base(recipe, study),
         "models": [
-            {"model": expert, "parameters": {"weight": weight}}
-            for expert, weight in zip(recipe.experts, weights, strict=True)
+            {"model": model, "parameters": {"weight": weight}}
+            for model, weight in zip(_models(recipe, study), weights, strict=True)
         ],
         "parameters": {"normalize": False, "lambda": 1.0},
         # theta_0 + sum w tau is summed in float32; the sum in bfloat16 would be off by more.
@@ -54,6 +54,23 @@ def to_mergekit(recipe: Recipe, study: Study | None = None) -> str:
     if recipe.dtype != "float32":
         configuration["out_dtype"] = _out_dtype(recipe, study)
     return yaml.safe_dump(configuration, sort_keys=False)
+
+
+def _base(recipe: Recipe, study: Study | None) -> str:
+    """The base as mergekit finds it, which does not know `zoo:base`."""
+    return recipe.base if study is None else _place(study.base)
+
+
+def _models(recipe: Recipe, study: Study | None) -> list[str]:
+    """The experts as mergekit finds them: an adapter is `BASE+ADAPTER` there."""
+    if study is None:
+        return list(recipe.experts)
+    base = f"{_place(study.base)}+"
+    return [f"{base * (one.kind == 'lora')}{_place(one)}" for one in study.sources]
+
+
+def _place(one: SourceInfo) -> str:
+    return one.path if one.source.startswith("zoo:") else one.source
 
 
 def _weight(

@@ -9,6 +9,7 @@ import awd_core as awd
 from analysis import tables
 from analysis.view import View
 from awd_core import Study
+from awd_core.method import MergeMethod
 from dashboard import state
 from dashboard.state import Setting
 
@@ -52,28 +53,31 @@ def numbers(chosen: Mapping[str, View], settings: Mapping[str, Setting]) -> pd.D
 def costs(chosen: Mapping[str, Setting], study: Study) -> pd.DataFrame:
     """What writing each merge takes: [setting, method, passes, GB read, peak GB]."""
     sizes = [tensor.n_elements for tensor in study.tensors]
-    widest = max(study.tensors, key=lambda tensor: tensor.n_elements)
-    rows = widest.shape[0] if widest.is_matrix else 1
-    columns = widest.n_elements // max(1, rows)
     n_bytes = sum(
         tensor.n_elements * _width(tensor.dtype) * (study.n_experts + 1) for tensor in study.tensors
     )
     found = []
     for name, setting in chosen.items():
         method = awd.find_method(setting.method)
-        peak = method.memory.n_bytes(study.n_experts, rows, columns)
         found.append(
             (
                 name,
                 method.title,
                 method.passes,
                 n_bytes * method.passes / 1e9,
-                peak / 1e9,
+                peak_bytes(method, study) / 1e9,
                 sum(sizes),
             )
         )
     names = ["setting", "method", "passes", "GB read at most", "peak GB at most", "parameters"]
     return pd.DataFrame(found, columns=names)
+
+
+def peak_bytes(method: type[MergeMethod], study: Study) -> int:
+    """Bytes of memory that writing a merge takes at most."""
+    widest = max(study.tensors, key=lambda tensor: tensor.n_elements)
+    rows = widest.shape[0] if widest.is_matrix else 1
+    return method.memory.n_bytes(study.n_experts, rows, widest.n_elements // max(1, rows))
 
 
 def _width(dtype: str) -> int:

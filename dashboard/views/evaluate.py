@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import streamlit as st
 
 from analysis import accuracy_figures, figures
-from analysis.lm_eval import read_lm_eval
+from analysis.lm_eval import beside, read_lm_eval
 from analysis.words import counted
 from awd_core import AwdError, Study
 from awd_core.evaluation import TaskAccuracy, normalised_accuracy
@@ -173,17 +172,23 @@ def _imported(study: Study) -> None:
     files = st.file_uploader(
         "results_*.json", "json", accept_multiple_files=True, key="lm_eval", help=LM_EVAL_HELP
     )
-    tables = []
-    for file in files:
+    tables = {}
+    for position, file in enumerate(files):
+        name = file.name if file.name not in tables else f"{file.name}, {position + 1}"
         try:
-            tables.append(read_lm_eval(file.getvalue().decode("utf-8", "replace"), file.name))
+            tables[name] = read_lm_eval(file.getvalue().decode("utf-8", "replace"), file.name)
         except AwdError as error:
             state.show_error(error)
     if not tables:
         return
-    table = pd.concat(tables, ignore_index=True)
+    table = beside(tables)
     wide = table.pivot_table(index=["task", "metric"], columns="model", values="value", sort=False)
-    st.dataframe(wide, key="lm_eval_numbers", alt="Metrics of every task, one column a model.")
+    st.dataframe(
+        wide,
+        key="lm_eval_numbers",
+        placeholder="–",
+        alt="Metrics of every task, one column a model.",
+    )
     st.download_button(
         "Download as CSV", table.to_csv(index=False), "lm-eval.csv", "text/csv", key="lm_eval_csv"
     )

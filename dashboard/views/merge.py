@@ -1,6 +1,5 @@
 """Merge: the method, what will be written, the job, its verification, the same as text."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from awd_core.method import MergeMethod
 from awd_core.plan import out_dtype
 from awd_core.writer import sidecars
 from dashboard import jobs, roots, state
+from dashboard.comparison import peak_bytes
 from dashboard.job_panel import show_job
 from dashboard.state import Setting
 
@@ -49,11 +49,13 @@ def show() -> None:
             )
             st.caption(str(error))
             base = None
-        _export(recipe, base)
+        target = _export(recipe, base)
     with right:
-        _method(awd.find_method(setting.method), study)
+        method = awd.find_method(setting.method)
+        _method(method, study)
         if base is not None:
-            _contents(study, recipe, base)
+            _contents(recipe, base, target)
+            st.caption(f"Memory: at most {files.sized(peak_bytes(method, study))}.")
     st.subheader("The same merge as text")
     _as_text(recipe, study)
 
@@ -96,7 +98,8 @@ def _recipe(study: Study, setting: Setting) -> Recipe:
     return recipe.model_copy(update={"dtype": dtype, "seed": int(seed)})
 
 
-def _export(recipe: Recipe, base: Checkpoint | None) -> None:
+def _export(recipe: Recipe, base: Checkpoint | None) -> str:
+    """The output folder and the job that writes it; what was typed for the folder."""
     name = f"merge-{recipe.digest[:8]}"
     target = st.text_input(
         "Output folder",
@@ -116,10 +119,11 @@ def _export(recipe: Recipe, base: Checkpoint | None) -> None:
             _start(recipe, target.strip())
         except AwdError as error:
             state.show_error(error)
-            return
+            return target
     show_job(lambda job: job.command[0] in OF_PAGE)
     if (job := state.job_id()) and not jobs.is_running(job):
         _offer_verification(job)
+    return target
 
 
 def _find_again(target: str) -> None:
@@ -156,7 +160,9 @@ def _offer_verification(job_id: str) -> None:
     with st.expander("What is in the folder", icon=":material/folder_open:"):
         st.code(str(folder), language=None)
         written = [
-            {"file": file.name, "size": file.stat().st_size} for file in sorted(folder.iterdir())
+            {"file": str(file.relative_to(folder)), "size": file.stat().st_size}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         ]
         _files(written)
         st.markdown(f"Load it with `AutoModel.from_pretrained({job.output!r})`.")
@@ -166,21 +172,19 @@ def _method(method: type[MergeMethod], study: Study) -> None:
     with st.expander(f"What {method.title} does", icon=":material/functions:"):
         st.latex(method.formula)
         st.markdown((method.__doc__ or "").split("\n\n")[0])
-        widest = max(study.tensors, key=lambda tensor: tensor.n_elements)
-        rows = widest.shape[0] if widest.is_matrix else 1
-        peak = method.memory.n_bytes(study.n_experts, rows, widest.n_elements // max(1, rows))
         st.markdown(
             f"- {method.source} ({method.year})\n"
             f"- Executor: {EXECUTORS[method.executor]}.\n"
             f"- Readings of the weights: {method.passes}.\n"
-            f"- Memory: at most {peak / 1e9:.2f} GB ({method.memory.formula}).\n"
+            f"- Memory: at most {files.sized(peak_bytes(method, study))}"
+            f" ({method.memory.formula}).\n"
             f"- Vectors, embeddings and the like: {method.policy}."
         )
         for knob in method.knobs():
             st.caption(f"**{knob.name}** (default {knob.default}): {knob.metadata['help']}")
 
 
-def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
+def _contents(recipe: Recipe, base: Checkpoint, target: str) -> None:
     st.markdown("**What will be written**")
     rows = [
         {"file": file.name, "size": _weight_bytes(base, file, recipe), "from": "merged"}
@@ -190,16 +194,22 @@ def _contents(study: Study, recipe: Recipe, base: Checkpoint) -> None:
         {"file": str(one), "size": (base.path / one).stat().st_size, "from": "base"}
         for one in sidecars(base.path)
     ]
-    total = sum(row["size"] for row in rows) / 1e9
+    total = sum(row["size"] for row in rows)
     new = ("README.md", "recipe.yaml", "provenance.json")
     _files([*rows, *({"file": name, "size": None, "from": "new"} for name in new)], height=250)
-    existing = next(p for p in (files.home(), *files.home().parents) if p.exists())
-    free = shutil.disk_usage(existing).free / 1e9
+    free = _free_space(target)
     verdict = "fits" if free > 2 * total else "tight" if free > total else "will not fit"
     st.caption(
-        f"About {total:,.2f} GB to write, {free:,.0f} GB are free: **{verdict}**. Types:"
+        f"About {files.sized(total)} to write, {files.sized(free)} are free: **{verdict}**. Types:"
         f" {'as in the base' if recipe.dtype == 'base' else recipe.dtype}."
     )
+
+
+def _free_space(target: str) -> int:
+    """Bytes free where the folder will be; beside our own files where it cannot be."""
+    with suppress(AwdError, OSError):
+        return files.free_space(roots.allowed(target))
+    return files.free_space(files.home())
 
 
 def _files(rows: list[dict[str, Any]], **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
 from analysis import tables
 from analysis.exhibits import EXHIBITS, FORMATS, all_files, as_file, exhibits
+from analysis.lm_eval import read_lm_eval
 from analysis.measures import measure
 from analysis.overview import overview
 from analysis.view import View
@@ -106,6 +109,31 @@ def test_every_text_says_the_same_merge(study: awd.Study) -> None:
     exec(source, names)
     assert names["recipe"] == recipe
     assert mergekit.strip() == to_mergekit(recipe, study).strip()
+
+
+def test_mergekit_gets_the_zoo_as_folders_and_adapters_on_their_base() -> None:
+    """It knows neither `zoo:` nor adapters by themselves."""
+    said = yaml.safe_load(on("merge").code[3].value)
+    base = said["base_model"]
+    assert (Path(base) / "config.json").exists()
+    for key, model in zip(zoo.TASK_KEYS, said["models"], strict=True):
+        before, _, adapter = model["model"].partition("+")
+        assert before == base
+        assert Path(adapter) == awd.open_checkpoint(f"zoo:{key}").path
+
+
+def test_free_space_is_that_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    mine = usage._replace(free=5_000_000)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: mine if tmp_path in (path, *path.parents) else usage
+    )
+    monkeypatch.setenv("AWD_ROOTS", str(tmp_path))
+    test = on("merge")
+    assert "**fits**" in next(one.value for one in test.caption if "to write" in one.value)
+    test.text_input[0].set_value(str(tmp_path / "deep" / "merged")).run()
+    said = next(one.value for one in test.caption if "to write" in one.value)
+    assert "92 MB to write, 5.0 MB are free: **will not fit**" in said
 
 
 def test_what_mergekit_cannot_say_is_said() -> None:
@@ -423,6 +451,39 @@ def test_results_of_lm_eval_stand_beside_one_another() -> None:
     assert set(table.columns) == {"/models/merged", "/models/base"}
     assert table.loc[("hellaswag", "acc"), "/models/merged"] == 0.61
     assert table.loc[("gsm8k", "exact_match (strict-match)"), "/models/base"] == 0.4
+
+
+def test_two_results_of_one_model_are_not_taken_for_one() -> None:
+    test = on("evaluate")
+    again = json.loads(json.dumps(RESULTS))
+    again["results"]["hellaswag"]["acc,none"] = 0.11
+    files = [("a.json", RESULTS), ("b.json", again), ("b.json", again)]
+    test.file_uploader(key="lm_eval").set_value(
+        [(name, json.dumps(found).encode(), "application/json") for name, found in files]
+    )
+    test.run()
+    assert not test.exception
+    table = frame_with(test, "/models/merged (a.json)")
+    assert list(table.loc[("hellaswag", "acc")]) == [0.61, 0.11, 0.11]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{", "no JSON"),
+        ("[]", "without `results`"),
+        ('{"results": [1]}', "without `results`"),
+        ('{"results": {"arc": [1, 2]}}', "no task with a number"),
+    ],
+)
+def test_what_is_no_result_of_lm_eval_is_said_in_words(written: str, words: str) -> None:
+    with pytest.raises(awd.AwdError, match=words):
+        read_lm_eval(written, "results.json")
+
+
+def test_results_of_lm_eval_need_no_configuration() -> None:
+    text = json.dumps({"results": {"arc": {"acc,none": 0.5}}, "config": None})
+    assert list(read_lm_eval(text, "mine.json")["model"]) == ["mine.json"]
 
 
 # --- Report --------------------------------------------------------------------------------------
