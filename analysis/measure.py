@@ -36,6 +36,7 @@ class Measure:
             the number does not exist.
         scopes: Where it is defined.
         symmetric: Whether a pair's value is the same both ways; else (i, j) is "i, seen from j".
+        of_merge: Whether it is of `\tau_M`, the linear merge; that of another method needs weights.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Measure:
     of: Of
     scopes: tuple[Scope, ...] = SCOPES
     symmetric: bool = True
+    of_merge: bool = False
 
     def available(self, study: Study) -> bool:
         """Whether the study holds what it is made from."""

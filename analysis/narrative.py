@@ -37,6 +37,10 @@ CATASTROPHIC = 0.1
 EFFECT = 0.05
 # A block whose singular task interference is this many times the model's.
 COLLIDES = 1.5
+# Methods that do already what a finding advises.
+ELECT_SIGNS = ("ties", "ties_mergekit", "dare_ties", "della", "sce", "knots")
+MASK = ("consensus", *ELECT_SIGNS)
+ORTHOGONALISE = ("tsv_m", "rtsvm_style")
 # Most findings of one rule: the picture beside them shows the rest.
 MOST_OF_A_RULE = 3
 
@@ -167,7 +171,7 @@ def _sign_conflicts(view: View) -> Iterator[Finding]:
                 threshold=float(threshold),
                 strength=float((conflict[at, i, j] - 0.5) / (threshold - 0.5)) - 1,
                 why="Summed, opposite moves cancel and neither task keeps its own.",
-                advice=_or_awd(view, "Try TIES, which elects a sign", "row"),
+                advice=_advice(view, "Try TIES, which elects a sign", ELECT_SIGNS, "row"),
                 source=f"{measure('sign_conflict_of_largest').source}; threshold: ours",
                 experts=(first, second),
                 blocks=(block,),
@@ -195,6 +199,8 @@ def _imbalance(view: View) -> Iterator[Finding]:
 
 
 def _retained(view: View) -> Iterator[Finding]:
+    if not view.is_of_merge:
+        return
     retained = measure("retained_signal").of(view, "model")[0]
     for expert, own, share in zip(view.experts, view.multipliers, retained, strict=True):
         threshold = LEAST_RETAINED * own
@@ -218,7 +224,8 @@ def _retained(view: View) -> Iterator[Finding]:
 def _dominates(view: View) -> Iterator[Finding]:
     shares = measure("energy_share").of(view, "model")[0]
     threshold = min(MOST_ENERGY / view.n_experts, 0.9)
-    if view.n_experts < 3 or not np.nanmax(shares) > threshold:
+    dominated = view.is_of_merge and view.n_experts > 2 and np.nanmax(shares) > threshold
+    if not dominated:
         return
     at = int(np.nanargmax(shares))
     yield Finding(
@@ -268,7 +275,7 @@ def _catastrophic(view: View) -> Iterator[Finding]:
         threshold=CATASTROPHIC,
         strength=share / CATASTROPHIC - 1,
         why="There the task vectors cancel or drown one another; moving them helps no task.",
-        advice=_or_awd(view, "Try a consensus mask or TIES", "row"),
+        advice=_advice(view, "Try a consensus mask or TIES", MASK, "row"),
         source=f"{measure('catastrophic_fraction').source}; threshold: ours",
     )
 
@@ -324,7 +331,12 @@ def _collisions(view: View) -> Iterator[Finding]:
             threshold=COLLIDES * usual,
             strength=float(values[at] / (COLLIDES * usual)) - 1,
             why="A sum cannot keep what several experts put into the same direction.",
-            advice=_or_awd(view, "Try TSV-M, which makes the directions orthogonal", "spectral"),
+            advice=_advice(
+                view,
+                "Try TSV-M, which makes the directions orthogonal",
+                ORTHOGONALISE,
+                "spectral",
+            ),
             source=f"{measure('singular_task_interference').source}; threshold: {COLLIDES:g} × the"
             " model's, ours",
             experts=(view.experts[i], view.experts[j], culprit),
@@ -373,11 +385,15 @@ def _awd_below_the_model(view: View) -> str:
     return f"AWD is at granularity {granularity} already: lower the coefficient there."
 
 
-def _or_awd(view: View, first: str, granularity: Granularity) -> str:
-    """`first`, or AWD at this granularity unless that is what is set."""
-    if view.disentangled.settings.granularity == granularity:
-        return f"{first}."
-    return f"{first}, or AWD at granularity {granularity}."
+def _advice(view: View, first: str, methods: Sequence[str], granularity: Granularity) -> str:
+    """`first` unless one of these methods is set, AWD at this granularity unless it is set."""
+    awd_is_set = view.disentangled.settings.granularity == granularity
+    if view.method is None or view.method.key not in methods:
+        return f"{first}." if awd_is_set else f"{first}, or AWD at granularity {granularity}."
+    title = view.method.title
+    if awd_is_set:
+        return f"{title} and AWD at granularity {granularity} act on it: compare accuracies."
+    return f"{title} acts on it already. Try AWD at granularity {granularity} before it."
 
 
 # --- neighbouring blocks of one kind -------------------------------------------------------------

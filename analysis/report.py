@@ -87,11 +87,8 @@ def reviewed(study: Study, recipe: Recipe | None = None) -> Reviewed:
     if isinstance(method, LinearMethod):
         coefficients = method.multipliers(coefficients)
     multipliers = np.asarray(coefficients, dtype=np.float64)
-    return Reviewed(
-        study,
-        recipe,
-        View(seen, solved, multipliers, factors_by_tensor(seen, recipe.block_factors)),
-    )
+    by_tensor = factors_by_tensor(seen, recipe.block_factors)
+    return Reviewed(study, recipe, View(seen, solved, multipliers, by_tensor, type(method)))
 
 
 def write_report(study: Study, out: str | Path, recipe: Recipe | None = None) -> Path:

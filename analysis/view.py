@@ -16,6 +16,7 @@ from analysis.arithmetic import diagonal
 from awd_core.disentangle import Disentangled, Moments, cosines
 from awd_core.disentangle.objective import left_of_experts
 from awd_core.elements import ElementCounts
+from awd_core.method import LinearMethod, MergeMethod
 from awd_core.study import Study
 
 # `cell`: the tensors of one kind in one block.
@@ -35,12 +36,15 @@ class View:
         disentangled: The redundant vector delta; `awd_core.no_redundancy(study)` for delta = 0.
         multipliers: l_k of the linear merge, (K,) float64.
         factors: What every l_k is multiplied with in each tensor, (tensors,); None for nothing.
+        method: The merge method in force; None for a weighted sum. The merge of one that is not
+            linear is not seen here: it needs the weights.
     """
 
     study: Study
     disentangled: Disentangled
     multipliers: np.ndarray
     factors: np.ndarray | None = None
+    method: type[MergeMethod] | None = None
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -53,6 +57,11 @@ class View:
         """K."""
         return self.study.n_experts
 
+    @property
+    def is_of_merge(self) -> bool:
+        """Whether tau_M is the merge of the method in force, which is then a linear one."""
+        return self.method is None or issubclass(self.method, LinearMethod)
+
     @cached_property
     def plain(self) -> "View":
         """The same merge without AWD: delta = 0."""
@@ -63,7 +72,7 @@ class View:
         )
         zeros = np.zeros_like(found.span_coefficients)
         without = replace(found, span_coefficients=zeros, by_tensor=nothing)
-        return View(self.study, without, self.multipliers, self.factors)
+        return View(self.study, without, self.multipliers, self.factors, self.method)
 
     @cached_property
     def _labels(self) -> dict[Scope, tuple[str, ...]]:

@@ -210,7 +210,8 @@ def view(study: Study, setting: Setting) -> View:
     if multipliers is None:
         multipliers = np.array(setting.coefficients)
     weights = tuple(multipliers.tolist())
-    return _view(study.digest, setting.disentangle, weights, setting.block_factors, study)
+    factors, method = setting.block_factors, setting.method
+    return _view(study.digest, setting.disentangle, weights, factors, method, study)
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
@@ -219,10 +220,12 @@ def _view(
     settings: Settings | None,
     multipliers: tuple[float, ...],
     block_factors: tuple[tuple[str, float], ...],
+    method: str,
     _study: Study,
 ) -> View:
     by_block = factors_by_tensor(_study, dict(block_factors))
-    return View(_study, solved(_study, settings), np.array(multipliers), by_block)
+    chosen = awd.find_method(method)
+    return View(_study, solved(_study, settings), np.array(multipliers), by_block, chosen)
 
 
 def alpha_path(study: Study) -> AlphaPath:

@@ -42,6 +42,7 @@ ENERGY = Measure(
     baseline=None,
     source="ours",
     of=share,
+    of_merge=True,
 )
 
 IMBALANCE = Measure(

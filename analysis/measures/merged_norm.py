@@ -41,6 +41,7 @@ NORM = Measure(
     baseline=None,
     source="ours",
     of=norm,
+    of_merge=True,
 )
 
 RELATIVE_TO_EXPERTS = Measure(
@@ -55,6 +56,7 @@ RELATIVE_TO_EXPERTS = Measure(
     baseline=None,
     source="ours",
     of=relative_to_experts,
+    of_merge=True,
 )
 
 RELATIVE_TO_TASK_ARITHMETIC = Measure(
@@ -69,6 +71,7 @@ RELATIVE_TO_TASK_ARITHMETIC = Measure(
     baseline=None,
     source="ours",
     of=relative_to_task_arithmetic,
+    of_merge=True,
 )
 
 MEASURES = (NORM, RELATIVE_TO_EXPERTS, RELATIVE_TO_TASK_ARITHMETIC)

@@ -44,6 +44,7 @@ SHARE = Measure(
     baseline=None,
     source="ours",
     of=share,
+    of_merge=True,
 )
 
 EFFECTIVE_MULTIPLIER = Measure(
@@ -60,6 +61,7 @@ EFFECTIVE_MULTIPLIER = Measure(
     baseline=None,
     source="ours",
     of=effective_multiplier,
+    of_merge=True,
 )
 
 MEASURES = (SHARE, EFFECTIVE_MULTIPLIER)

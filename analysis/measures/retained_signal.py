@@ -33,6 +33,7 @@ RETAINED = Measure(
     baseline=None,
     source="ours",
     of=retained,
+    of_merge=True,
 )
 
 ALIGNMENT = Measure(
@@ -48,6 +49,7 @@ ALIGNMENT = Measure(
     baseline=0.0,
     source="ours",
     of=alignment,
+    of_merge=True,
 )
 
 MEASURES = (RETAINED, ALIGNMENT)

@@ -44,6 +44,7 @@ MISCOUNTED = Measure(
     baseline=None,
     source="SVC, arXiv 2602.05536",
     of=miscounted,
+    of_merge=True,
 )
 
 MEASURES = (MISCOUNTED,)

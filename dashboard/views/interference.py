@@ -197,6 +197,11 @@ def _overview(view: View, look: Look, experts: list[str]) -> None:
         "A click on a cell shows its block at the right. Grey: nothing to compare. "
         + look.shown.reading
     )
+    if look.shown.of_merge and view.method and not view.is_of_merge:
+        st.caption(
+            f"{view.method.title} is not linear and its merge needs the weights: this is of task"
+            " arithmetic with the same coefficients."
+        )
     with st.expander("The numbers, and what they are", icon=":material/table:"):
         st.latex(look.shown.formula)
         st.caption(f"Unit: {look.shown.unit}. Source: {look.shown.source}.")

@@ -52,7 +52,10 @@ def _numbers(study: Study, setting: Setting, view: View) -> None:
         delta_arrow="off",
     )
     if setting.multipliers(study) is None:
-        st.caption("The method is not linear: norm and retained signal of its merge need weights.")
+        st.caption(
+            "The method is not linear: norm and retained signal of its merge need weights; w / λ"
+            " below is of task arithmetic."
+        )
         return
     merged, retained = summary.loc["merged_norm"], summary.loc["retained_signal"]
     change = merged["after"] / merged["before"] - 1 if merged["before"] else 0.0
@@ -172,7 +175,8 @@ def _redundancy(view: View) -> None:
     with st.expander("The numbers"):
         st.dataframe(tables.shares_by_block(view), hide_index=True)
         st.dataframe(tables.redundant_by_block(view), hide_index=True)
-        st.dataframe(tables.retained(view), hide_index=True)
+        if view.is_of_merge:
+            st.dataframe(tables.retained(view), hide_index=True)
 
 
 def _factors(study: Study, setting: Setting) -> None:

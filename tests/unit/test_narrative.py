@@ -1,5 +1,6 @@
 """Findings: each rule speaks where it should, is silent where it should, and cites its numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,33 @@ def test_nobody_is_advised_to_set_what_is_set(tmp_path: Path) -> None:
         assert advice in of(view, key)[0].advice
         assert advice not in of(by_row, key)[0].advice
     assert "granularity row already" in of(by_row, "cosine_before")[0].advice
+
+
+def test_nobody_is_advised_to_take_the_method_that_is_set(tmp_path: Path) -> None:
+    tau = vectors()
+    for name in NAMES[1:]:
+        tau[name][1] = np.round((-0.6 * tau[name][0] + 0.8 * tau[name][1]) * 256) / 256
+    plain = view_of(tmp_path, tau)
+    by_row = replace(plain, disentangled=awd.disentangle(plain.study, granularity="row"))
+    key = "sign_conflict_of_largest"
+    assert "Try TIES" in of(plain, key)[0].advice
+    (ties, *_) = of(replace(plain, method=awd.find_method("ties")), key)
+    assert ties.advice.startswith("TIES acts on it already. Try AWD at granularity row")
+    (both, *_) = of(replace(by_row, method=awd.find_method("dare_ties")), key)
+    assert "Try" not in both.advice
+    assert both.advice.startswith("DARE, TIES and AWD at granularity row")
+
+
+def test_of_a_merge_that_needs_weights_nothing_is_said(tmp_path: Path) -> None:
+    tau = vectors()
+    for name in NAMES:
+        tau[name][0] = np.round(-0.5 * (tau[name][1] + tau[name][2]) * 256) / 256
+        tau[name][2] *= 8
+    linear = view_of(tmp_path, tau)
+    ties = replace(linear, method=awd.find_method("ties"))
+    for key in ("retained_signal", "energy_share"):
+        assert of(linear, key)
+        assert not of(ties, key)
 
 
 def test_a_pair_that_shares_a_direction_is_not_called_opposed(tmp_path: Path) -> None:
