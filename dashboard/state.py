@@ -180,8 +180,10 @@ def _stamp(folder: Path) -> str:
 
 @st.cache_resource(show_spinner=False)
 def _zoo_study() -> Study:
+    """With every level: its experts are of low rank, decomposing them takes half a second."""
+    base = awd.open_checkpoint("zoo:base")
     experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
-    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
+    return awd.collect_spectra(awd.collect(base, experts), base, experts)
 
 
 def equalised(study: Study) -> Study:

@@ -49,7 +49,7 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def study(awd_home: Path) -> awd.Study:
     """The zoo's, as the app opens it."""
     experts = [awd.open_checkpoint(f"zoo:{key}") for key in zoo.TASK_KEYS]
-    return awd.collect(awd.open_checkpoint("zoo:base"), experts)
+    return awd.collect_spectra(awd.collect(awd.open_checkpoint("zoo:base"), experts))
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,12 @@ from streamlit.testing.v1 import AppTest
 
 import awd_core as awd
 from analysis import element_figures, spectral_figures
-from analysis.measures import MEASURES
+from analysis.measures import MEASURES, measure
 from dashboard.close_ups import TITLES, explaining
 from dashboard.look import Part
 from tests.screens.pages import done, figure, linked, numbers, on, small_study, view
 
 PARTS = ("block 0", "embedding")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> awd.Study:
-    return small_study(tmp_path_factory.mktemp("close-ups"))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +95,31 @@ def test_overcounting_moves_with_lambda_and_with_its_factor_by_block(study: awd.
 
 
 def test_singular_values_that_are_missing_are_worked_out_on_request(
-    plain: awd.Study, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain = small_study(tmp_path)
     monkeypatch.setenv("AWD_STUDY", str(plain.path))
     test = linked(close_up=TITLES["spectrum"])
     assert "no singular values" in " ".join(info.value for info in test.info)
     test.button(key="collect_spectra").click().run()
     assert done(test).command == ("spectra", str(plain.path))
+    assert figure(test, "spectrum")
+
+
+def test_granularity_spectral_is_refused_to_a_link_where_there_are_no_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWD_STUDY", str(small_study(tmp_path).path))
+    test = linked(granularity="spectral")
+    assert not test.exception
+    assert "`granularity=spectral`" in test.warning[0].value
+
+
+def test_every_measure_of_the_zoo_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWD_STUDY", raising=False)
+    test = linked(measure=measure("singular_task_interference").title)
+    assert not test.exception
+    assert not test.info
     assert figure(test, "spectrum")
 
 

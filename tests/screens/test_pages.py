@@ -275,7 +275,7 @@ def test_a_link_sets_every_control(link: dict[str, str], settings: awd.Settings)
 @pytest.mark.parametrize(
     "link",
     [
-        {"granularity": "spectral"},
+        {"granularity": "column"},
         {"lambda": "99"},
         {"method": "nope", "measure": "nope"},
         {"experts": ["library", "exception", "nobody"]},
