@@ -18,6 +18,14 @@ from awd_core.evaluation import TaskAccuracy
 SIGNIFICANT = 0.05
 # Fewer points than this can line up by accident at any p value.
 FEWEST = 5
+MEANINGS = {
+    "Too few experts": f"Fewer than {FEWEST} experts cannot tell a correlation from an accident.",
+    "No correlation": "No correlation: on this model interference of weights does not tell which"
+    " task loses accuracy.",
+    "Negative correlation": "The correlation is negative: experts that interfere more lose less"
+    " here.",
+    "Correlation": "Experts that interfere more lose more here.",
+}
 
 
 @dataclass(frozen=True)
@@ -31,29 +39,37 @@ class Correlation:
     n: int
 
     @property
-    def warning(self) -> str | None:
-        """Why the picture must not be read as a law; None where it may."""
+    def is_known(self) -> bool:
+        """Whether there are coefficients: enough points, and both numbers vary."""
+        return not np.isnan(self.pearson)
+
+    @property
+    def verdict(self) -> str:
+        """One of `MEANINGS`, short enough to stand in a narrow picture."""
         if self.n < FEWEST:
-            return f"{self.n} experts are too few to tell a correlation from an accident."
+            return "Too few experts"
         if not self.pearson_p < SIGNIFICANT:
-            return (
-                f"No correlation: r = {self.pearson:+.2f}, p = {self.pearson_p:.2g}. On this model"
-                " interference of weights does not tell which task loses accuracy."
-            )
-        if self.pearson < 0:
-            return (
-                f"The correlation is negative, r = {self.pearson:+.2f}: experts that interfere more"
-                " lose less here."
-            )
-        return None
+            return "No correlation"
+        return "Correlation" if self.pearson > 0 else "Negative correlation"
+
+    @property
+    def holds(self) -> bool:
+        """Whether experts that interfere more do lose more."""
+        return self.verdict == "Correlation"
+
+    @property
+    def coefficients(self) -> str:
+        """Pearson's in figures; nothing where it is not known."""
+        return f"r = {self.pearson:+.2f}, p = {self.pearson_p:.2g}" if self.is_known else ""
 
     @property
     def sentence(self) -> str:
-        """Both coefficients in words."""
-        return (
-            f"{self.n} experts: Pearson r = {self.pearson:+.2f} (p = {self.pearson_p:.1g}),"
-            f" Spearman ρ = {self.spearman:+.2f} (p = {self.spearman_p:.1g})."
-        )
+        """What the coefficients allow to say, and both of them."""
+        meaning = MEANINGS[self.verdict]
+        if not self.is_known:
+            return meaning
+        rank = f"Spearman ρ = {self.spearman:+.2f}, p = {self.spearman_p:.2g}"
+        return f"{meaning} {self.n} experts: Pearson {self.coefficients}; {rank}."
 
 
 def interference_of_experts(view: View) -> np.ndarray:
@@ -99,7 +115,7 @@ def drop_scatter(
     title: str = "Does the expert that interferes more lose more?",
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """Interference against accuracy lost, one point for each expert; the warning stands in it.
+    """Interference against accuracy lost, one point for each expert; the verdict stands in it.
 
     A line is drawn only where there is a correlation to draw.
 
@@ -125,7 +141,7 @@ def drop_scatter(
             "<extra></extra>",
         }
     ]
-    if found.warning is None:
+    if found.holds:
         known = ~(np.isnan(x) | np.isnan(y))
         slope, start = np.polyfit(x[known], y[known], 1)
         ends = np.array([x[known].min(), x[known].max()])
@@ -140,7 +156,7 @@ def drop_scatter(
             }
         )
     note = {
-        "text": found.warning or found.sentence,
+        "text": ": ".join(filter(None, (found.verdict, found.coefficients))),
         "xref": "paper",
         "yref": "paper",
         "x": 0,
@@ -148,7 +164,7 @@ def drop_scatter(
         "xanchor": "left",
         "yanchor": "bottom",
         "showarrow": False,
-        "font": {"color": theme.text if found.warning else theme.muted, "size": 12},
+        "font": {"color": theme.muted if found.holds else theme.text, "size": 12},
     }
     return figure(
         traces,

@@ -49,7 +49,12 @@ def show() -> None:
         _difference(views)
     _accuracy(study, chosen, views)
     st.subheader("What writing them takes")
-    st.dataframe(comparison.costs(chosen, study), hide_index=True, key="costs")
+    st.dataframe(
+        comparison.costs(chosen, study),
+        hide_index=True,
+        key="costs",
+        column_config={"parameters": st.column_config.NumberColumn(format="localized")},
+    )
 
 
 def _difference(views: dict[str, View]) -> None:
@@ -188,8 +193,7 @@ def _draw_drops(
         "drops",
         "Interference of each expert against accuracy lost in the merge.",
     )
-    found = correlation(table)
-    st.caption(found.warning or found.sentence)
+    st.caption(correlation(table).sentence)
     with st.expander("The numbers of this picture", icon=":material/table:"):
         st.dataframe(table, hide_index=True, key="drop_numbers")
 

@@ -104,7 +104,8 @@ def test_a_correlation_is_that_of_scipy_and_draws_a_line(tmp_path: Path) -> None
     found = correlation(table)
     expected = np.corrcoef(table["interference"], table["drop"])[0, 1]
     assert found.pearson == pytest.approx(expected)
-    assert found.warning is None
+    assert found.verdict == "Correlation"
+    assert "Experts that interfere more lose more here. 5 experts: Pearson r = +" in found.sentence
     assert len(drop_scatter(table).to_dict()["data"]) == 2
 
 
@@ -113,16 +114,17 @@ def test_no_correlation_is_said_and_no_line_drawn(tmp_path: Path) -> None:
     table = drops(view, accuracies([0.9] * 5), accuracies([0.8, 0.6, 0.5, 0.9, 0.7]))
     found = correlation(table)
     assert found.pearson_p > accuracy_drop.SIGNIFICANT
-    assert found.warning is not None
-    assert "No correlation" in found.warning
+    assert found.sentence.startswith("No correlation: on this model")
     drawn = drop_scatter(table).to_dict()
     assert len(drawn["data"]) == 1
-    assert drawn["layout"]["annotations"][0]["text"] == found.warning
+    assert drawn["layout"]["annotations"][0]["text"] == f"No correlation: {found.coefficients}"
 
 
 def test_few_or_constant_points_are_no_correlation(tmp_path: Path) -> None:
     view = view_of(tmp_path, in_two_groups()[:3])
     table = drops(view, accuracies([0.9] * 3), accuracies([0.8, 0.7, 0.6]))
-    assert "too few" in str(correlation(table).warning)
+    assert "Fewer than 5 experts" in correlation(table).sentence
     same = drops(view, accuracies([0.9] * 3), accuracies([0.8] * 3))
     assert np.isnan(correlation(same).pearson)
+    assert "nan" not in correlation(same).sentence
+    assert drop_scatter(same).to_dict()["layout"]["annotations"][0]["text"] == "Too few experts"
