@@ -144,7 +144,7 @@ def _signs(view: View) -> str:
     row = conflict.loc[(conflict["conflict"] - 0.5).abs().idxmax()]
     return (
         f"{row['pair']} is furthest from chance in {row['block']}:"
-        f" {row['conflict']:.1%} opposite signs among the largest weights; 50 % is chance."
+        f" {row['conflict']:.1%} opposite signs among the largest weights; 50% is chance."
     )
 
 

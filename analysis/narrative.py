@@ -164,7 +164,7 @@ def _sign_conflicts(view: View) -> Iterator[Finding]:
             first, second = view.experts[i], view.experts[j]
             yield Finding(
                 text=f"{block}: ‘{first}’ and ‘{second}’ pull {conflict[at, i, j]:.0%} of the"
-                " largest weights they share in opposite directions; chance is 50 %.",
+                " largest weights they share in opposite directions; chance is 50%.",
                 where=block,
                 measure="sign_conflict_of_largest",
                 value=float(conflict[at, i, j]),
@@ -291,7 +291,7 @@ def _effect_of_awd(view: View) -> Iterator[Finding]:
     words = "lowers" if change < 0 else "raises"
     yield Finding(
         text=f"AWD {words} the mean |cos| in its groups from {before:.4f} to {after:.4f}"
-        f" ({_number(100 * change, 0)} %), with a redundant vector of"
+        f" ({_number(100 * change, 0)}%), with a redundant vector of"
         f" {solved.relative_redundant_norm:.1%} of a task vector.",
         where=f"granularity {solved.settings.granularity}",
         measure="mean_absolute_cosine_after",

@@ -40,7 +40,7 @@ def _measure(key: str, title: str, density: float, which: str) -> Measure:
 ALL_ENTRIES = _measure("sign_conflict", "Sign conflict", 1.0, "")
 LARGEST_ENTRIES = _measure(
     "sign_conflict_of_largest",
-    "Sign conflict of the largest 20 % of entries",
+    "Sign conflict of the largest 20% of entries",
     0.2,
     r" \text{ of the largest } 20\,\% \text{ of each tensor, else } 0",
 )

@@ -122,7 +122,7 @@ def _swallowed(experts: Sequence[str], model: Moments) -> list[str]:
     names = [name for name, is_gone in zip(experts, gone, strict=True) if is_gone]
     if not names:
         return []
-    return [f"delta swallowed {_listed(names)}: less than 1 % of the task vector is left."]
+    return [f"delta swallowed {_listed(names)}: less than 1% of the task vector is left."]
 
 
 def _listed(names: Sequence[str]) -> str:

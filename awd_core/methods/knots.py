@@ -48,7 +48,7 @@ class Knots(MatrixMethod):
     )
     default_coefficient: ClassVar[float] = 0.6
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset({"density": 0.2}, 0.6, "ViT-B/32: the largest 20 %, scale .6."),
+        "paper": Preset({"density": 0.2}, 0.6, "ViT-B/32: the largest 20%, scale .6."),
         "llama": Preset({"density": 1.0}, 0.5, "Llama-3-8B: nothing trimmed, scale .5."),
     }
 

@@ -236,7 +236,7 @@ def test_an_expert_that_delta_swallows_is_named(tmp_path: Path) -> None:
         found,
         moments(cut, c, study.grams).total(),
     )
-    assert "delta swallowed anna: less than 1 % of the task vector is left." in said
+    assert "delta swallowed anna: less than 1% of the task vector is left." in said
 
 
 def test_sentences_of_the_endings(tmp_path: Path, study: awd.Study) -> None:
