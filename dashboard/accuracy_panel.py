@@ -13,8 +13,8 @@ from dashboard.zoo_study import is_of_zoo
 # What can be evaluated: title -> (split, texts per task).
 SAMPLES: dict[str, tuple[str, int | None]] = {
     f"{LIVE_SAMPLE} texts a task": ("validation", LIVE_SAMPLE),
-    "whole validation split": ("validation", None),
-    "whole test split": ("test", None),
+    "all validation": ("validation", None),
+    "all test": ("test", None),
 }
 SAMPLES_HELP = """
 Tune on validation texts; look at the test split at the end, or it is no test any more.
