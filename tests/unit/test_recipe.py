@@ -1,10 +1,13 @@
 """A recipe: everything that decides a merge, there and back through YAML, nothing guessed."""
 
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 import awd_core as awd
 
@@ -154,3 +157,21 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | 
         file.write_bytes(content)
     with pytest.raises(awd.AwdError, match=r"recipe cannot be read.*recipe\.yaml.*Point at a YAML"):
         awd.Recipe.load(file)
+
+
+def fields_in_docs(heading: str) -> list[str]:
+    """Names in the first column of the table under a line that starts like this."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    lines = text[text.index(f"\n{heading}") :].splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("|"))
+    rows = takewhile(lambda line: line.startswith("|"), lines[first + 2 :])
+    return [name for row in rows for name in re.findall("`(.+?)`", row.split("|")[1])]
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("## Recipe", awd.Recipe), ("Fields of `disentangle`", awd.Settings)],
+    ids=["recipe", "disentangle"],
+)
+def test_the_docs_name_every_field(heading: str, model: type[BaseModel]) -> None:
+    assert sorted(fields_in_docs(heading)) == sorted(model.model_fields)
